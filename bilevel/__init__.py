@@ -1,0 +1,45 @@
+"""Bilevel optimisation in JAX: an argmin, and rules that pull gradients through it.
+
+min over x of F(w*(x), x)     where   w*(x) = argmin over w of G(w, x)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from bilevel import hypergradients as hypergradients
+from bilevel import inner_solvers as inner_solvers
+from bilevel import linear_solvers as linear_solvers
+from bilevel import solvers as solvers
+from bilevel.argmin import argmin as argmin
+from bilevel.argmin import value_and_hypergradient as value_and_hypergradient
+from bilevel.iteration import iterate as iterate
+from bilevel.iteration import iterate_until as iterate_until
+from bilevel.problem import Batches as Batches
+from bilevel.problem import Problem as Problem
+from bilevel.run import run as run
+
+if TYPE_CHECKING:
+    from bilevel.experiments.launch import launch as launch
+
+__all__ = [
+    "Batches",
+    "Problem",
+    "argmin",
+    "hypergradients",
+    "inner_solvers",
+    "iterate",
+    "iterate_until",
+    "launch",
+    "linear_solvers",
+    "run",
+    "solvers",
+    "value_and_hypergradient",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads `launch` when it is asked for: programs need it, libraries do not."""
+    if name == "launch":
+        from bilevel.experiments.launch import launch
+
+        return launch
+    raise AttributeError(f"module 'bilevel' has no attribute {name!r}")

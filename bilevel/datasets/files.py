@@ -1,0 +1,139 @@
+"""Where data lies, and how a possibly compressed file is read and checked."""
+
+import bz2
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+DATA_VARIABLE = "BILEVEL_DATA"
+
+
+def find(data_dir: StrPath | None, name: str, files: Sequence[str] = ()) -> Path:
+    """Returns the folder of a data set, with all of its files present.
+
+    Args:
+        data_dir: the folder that holds one sub-folder per data set; by default the
+            environment variable `BILEVEL_DATA`.
+        name: the data set's sub-folder, for instance `"mnist"`.
+        files: names of the files that must lie in it.
+
+    Returns:
+        `data_dir / name`.
+
+    Raises:
+        FileNotFoundError: no folder was given, or the sub-folder or some of the files
+            are missing; the message lists them and says how to point to them.
+
+    Cost: one file-system look-up per file; nothing is opened or downloaded.
+
+    Example:
+        >>> find("data", "mnist", ["train-images-idx3-ubyte.gz"])
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: Data set 'mnist': there is no folder data/mnist. ...
+    """
+    needed = f" Needed in a folder named '{name}': {', '.join(files)}." if files else ""
+    advice = (
+        f" Set data_dir (programs: --data_dir=...) or the environment variable "
+        f"{DATA_VARIABLE} to the folder that contains '{name}'."
+    )
+    root = data_dir if data_dir is not None else os.environ.get(DATA_VARIABLE)
+    # An empty variable would mean the current folder, which nobody intends.
+    if not root or not os.fspath(root):
+        raise FileNotFoundError(
+            f"Data set '{name}': no data_dir was given and {DATA_VARIABLE} is not set."
+            f"{needed}{advice}"
+        )
+    folder = Path(root).expanduser() / name
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"Data set '{name}': there is no folder {folder}.{needed}{advice}"
+        )
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"Data set '{name}': {len(missing)} of {len(files)} files are missing from "
+            f"{folder}: {', '.join(missing)}. Put them there, or look elsewhere:"
+            f"{advice}"
+        )
+    return folder
+
+
+class _Decompressor(Protocol):
+    """What the decompressors of zlib, bz2 and lzma have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+_GZIP_WBITS = 31  # zlib: expect a gzip header and check its CRC and length
+
+_DECOMPRESSORS: dict[str, tuple[str, Callable[[], _Decompressor]]] = {
+    ".gz": ("gzip", lambda: zlib.decompressobj(_GZIP_WBITS)),
+    ".bz2": ("bzip2", bz2.BZ2Decompressor),
+    ".xz": ("xz", lzma.LZMADecompressor),
+}
+
+
+def read_bytes(path: StrPath) -> bytes:
+    """Reads a whole file and undoes the compression its suffix names.
+
+    `.gz`, `.bz2` and `.xz` are decompressed, anything else is returned as it is.
+    Several compressed streams in a row are joined, zeros between them skipped. All
+    checksums are verified and bytes that belong to no stream are an error, whereas
+    `bz2.open` and `lzma.open` silently drop a damaged second stream.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The decompressed content.
+
+    Raises:
+        OSError: the file cannot be read (`FileNotFoundError`, ...).
+        ValueError: the compressed stream is corrupt or truncated.
+
+    Cost: holds the compressed and the decompressed content in memory.
+
+    Example:
+        >>> import gzip, tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.gz"
+        >>> _ = path.write_bytes(gzip.compress(b"abc"))
+        >>> read_bytes(path)
+        b'abc'
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    if path.suffix not in _DECOMPRESSORS:
+        return data
+    kind, new_decompressor = _DECOMPRESSORS[path.suffix]
+    try:
+        return _decompress(data, new_decompressor)
+    # bz2 reports damage as OSError; the file itself was read above.
+    except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+        came = "an empty file" if not data else f"{len(data)} bytes that are not one"
+        raise ValueError(
+            f"{path}: expected a complete {kind} stream, got {came} ({error}). The "
+            "file is corrupt or truncated; fetch it again."
+        ) from error
+
+
+def _decompress(data: bytes, new_decompressor: Callable[[], _Decompressor]) -> bytes:
+    parts = []
+    while data or not parts:
+        decompressor = new_decompressor()
+        parts.append(decompressor.decompress(data))
+        if not decompressor.eof:
+            raise EOFError("it ends before the end-of-stream marker")
+        data = decompressor.unused_data.lstrip(b"\0")
+    return b"".join(parts)

@@ -1,0 +1,181 @@
+"""What a pull-back rule is, and what it reports.
+
+Signs: with w*(x) = argmin_w G(w, x), H = d2G/dw2 and J = d2G/dw dx, the derivative of
+the argmin is dw*/dx = -H^-1 J, and the pull-back of a cotangent v is -J' u, H u = v.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import trees
+from bilevel.derivatives import Oracle
+from bilevel.inner_solvers.base import InnerInfo, InnerSolver
+from bilevel.trees import Tree
+
+
+class Theta(NamedTuple):
+    """All that an inner objective depends on besides the inner variable.
+
+    Attributes:
+        outer: the outer variable x.
+        batch: the data.
+        constants: the values its function closed over, hoisted into arguments.
+    """
+
+    outer: Tree
+    batch: Any
+    constants: list[Any]
+
+
+class InnerProblem(NamedTuple):
+    """min over w of G(w, theta), with the solver to use."""
+
+    solver: InnerSolver
+    oracle: Oracle
+
+
+class Active(NamedTuple):
+    """The part of theta that is differentiated.
+
+    Attributes:
+        values: a tree of floating-point arrays.
+        build: `values -> Theta`.
+    """
+
+    values: Tree
+    build: Callable[[Tree], Theta]
+
+
+class Outer(NamedTuple):
+    """What a rule is told of the outer objective.
+
+    Attributes:
+        cotangent: v = dF/dw at the solution.
+        readout: F itself, `(inner, theta) -> []`, or None if it is not known.
+        gradient: `inner -> (dF/dw, dF/dx)`, the latter a tree like `Active.values`, for
+            certificates; None if only the cotangent is known.
+    """
+
+    cotangent: Tree
+    readout: Callable[[Tree, Theta], jax.Array] | None = None
+    gradient: Callable[[Tree], tuple[Tree, Tree]] | None = None
+
+
+class PullbackInfo(NamedTuple):
+    """How a pull-back went; all fields are scalars.
+
+    Attributes:
+        residual_norm: of the adjoint equation, |H u - v| / |v| (implicit: recomputed;
+            nudged: from the residuals of the two states; nan where a rule solves no
+            such equation).
+        error: estimated relative error of the adjoint u; inf if unknown.
+        num_steps: `[]` int32, iterations spent on it.
+        converged: the adjoint equation was solved to the tolerance asked for.
+        positive_definite: no negative curvature was met.
+        bias: estimated relative bias of the rule against the derivative of the argmin,
+            0 for exact rules, nan if unknown.
+    """
+
+    residual_norm: jax.Array
+    error: jax.Array
+    num_steps: jax.Array
+    converged: jax.Array
+    positive_definite: jax.Array
+    bias: jax.Array
+
+
+class Pullback(NamedTuple):
+    """The result of a pull-back.
+
+    Attributes:
+        cotangent: (dw*/dx)' v, a tree like `Active.values`.
+        memory: what the next pull-back starts from (an adjoint), or ().
+        info: how it went.
+    """
+
+    cotangent: Tree
+    memory: Any
+    info: PullbackInfo
+
+
+class Trust(NamedTuple):
+    """The settings and the channel of a certificate under `jax.grad`.
+
+    Attributes:
+        rtol: the relative error that `trustworthy` promises not to be exceeded.
+        on_untrustworthy: "warn", "nan" or "ignore".
+    """
+
+    rtol: float
+    on_untrustworthy: str
+
+
+class Hypergradient(NamedTuple):
+    """A rule that pulls a cotangent back through an argmin.
+
+    Attributes:
+        name: as in the literature.
+        init: `inner -> memory`, zeros to warm-start from.
+        forward: `(problem, inner0, active) -> (inner, InnerInfo, saved)`: runs the
+            inner solver; what a trajectory rule needs later is in `saved`.
+        pullback: `(problem, inner, active, saved, outer, memory) -> Pullback`.
+        attach: `(problem, readout, trust) -> f`, with
+            `f(inner0, theta) -> (inner, InnerInfo)` differentiable by this rule.
+        pointwise: the pull-back needs the solution only, not how it was reached, and
+            the initial point gets no gradient.
+        exact: up to the accuracy of its solves, the pull-back is the derivative of the
+            argmin.
+    """
+
+    name: str
+    init: Callable[[Tree], Any]
+    forward: Callable[[InnerProblem, Tree, Active], tuple[Tree, InnerInfo, Any]]
+    pullback: Callable[[InnerProblem, Tree, Active, Any, Outer, Any], Pullback]
+    attach: Callable[[InnerProblem, Any, Trust], Callable[[Tree, Theta], Any]]
+    pointwise: bool
+    exact: bool
+
+
+def no_memory(inner: Tree) -> tuple[()]:
+    """The memory of a rule that has none."""
+    del inner
+    return ()
+
+
+def plain_info(inner: Tree, *, bias: float = jnp.nan) -> PullbackInfo:
+    """The report of a rule that solves no adjoint equation."""
+    dtype = trees.real_dtype(inner)
+    true = jnp.ones((), bool)
+    return PullbackInfo(
+        residual_norm=jnp.full((), jnp.nan, dtype),
+        error=jnp.full((), jnp.nan, dtype),
+        num_steps=jnp.zeros((), jnp.int32),
+        converged=true,
+        positive_definite=true,
+        bias=jnp.full((), bias, dtype),
+    )
+
+
+def everything(theta: Theta) -> Active:
+    """All floating-point leaves of theta as active."""
+    floats, merge = trees.split_floats(theta)
+    return Active(floats, merge)
+
+
+def optimality(problem: InnerProblem, active: Active) -> Callable[[Tree, Tree], Tree]:
+    """The optimality map as a function of (inner, active values)."""
+    return lambda inner, values: problem.solver.optimality(
+        problem.oracle, inner, active.build(values)
+    )
+
+
+INITIAL_POINT = (
+    "the initial inner variable is being differentiated, but the {name} rule gives the "
+    "derivative of the argmin, which does not depend on where the solver started: its "
+    "gradient would silently be zero. If an initialisation is what you learn (MAML), "
+    "use hypergradients.unrolled(); if it is only a warm start, pass "
+    "jax.lax.stop_gradient(inner)."
+)

@@ -1,0 +1,188 @@
+"""What an inner solver is, and the one driver that runs it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import trees
+from bilevel.derivatives import Oracle
+from bilevel.iteration import Rematerialize, iterate, iterate_until
+from bilevel.trees import Tree
+
+
+class StepInfo(NamedTuple):
+    """What one step reports about the point it started from; all fields are scalars.
+
+    Attributes:
+        residual_norm: |residual| at the old point, a by-product of the step.
+        scale: the size a residual has at a point that is no solution, independent of
+            the starting point: |G| / |w| for gradients, |w| for fixed points.
+        stalled: rounding lets no step improve the point any more.
+    """
+
+    residual_norm: jax.Array
+    scale: jax.Array
+    stalled: jax.Array
+
+
+class InnerSolver(NamedTuple):
+    """Minimises an inner objective G(w, theta), given by its `Oracle`.
+
+    Attributes:
+        init: `(oracle, inner, theta) -> state`.
+        step: `(oracle, inner, state, theta) -> (inner, state, StepInfo)`.
+        optimality: `(oracle, inner, theta) -> tree like inner`, zero at the solution:
+            the gradient, or w - T(w).  Pull-back rules differentiate it.
+        symmetric: its Jacobian in w is symmetric, so that CG may be used.
+        max_steps: the cap on the number of steps.
+        rtol: stop at |optimality| <= rtol * max(scale, its norm at the start); None
+            means the rounding unit to the power 3/4.
+        closed_form: one step is the solution; it sees a tilt, but no opaque nudge.
+        reverse_differentiable: reverse mode can pass through a step.
+    """
+
+    init: Callable[[Oracle, Tree, Tree], Any]
+    step: Callable[[Oracle, Tree, Any, Tree], tuple[Tree, Any, StepInfo]]
+    optimality: Callable[[Oracle, Tree, Tree], Tree]
+    symmetric: bool
+    max_steps: int
+    rtol: float | None
+    closed_form: bool = False
+    reverse_differentiable: bool = True
+
+
+class InnerInfo(NamedTuple):
+    """How an inner solve ended.
+
+    Attributes:
+        residual_norm: |optimality| at the returned point.
+        relative_residual: the same, relative to max(scale, its norm at the start).
+        num_steps: `[]` int32, the steps taken.
+        converged: the relative residual met the tolerance, or rounding allowed no
+            further step.
+        aux: the auxiliary output of the inner objective at the returned point.
+    """
+
+    residual_norm: jax.Array
+    relative_residual: jax.Array
+    num_steps: jax.Array
+    converged: jax.Array
+    aux: Any = None
+
+
+class _Carry(NamedTuple):
+    inner: Tree
+    state: Any
+    residual_norm: jax.Array  # at the point before
+    first: jax.Array
+    scale: jax.Array
+    stalled: jax.Array
+
+
+def tolerance(solver: InnerSolver, inner: Tree) -> float:
+    """The relative tolerance in force for a point of the dtypes of `inner`."""
+    if solver.rtol is not None:
+        return solver.rtol
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(inner))
+    return eps**0.75
+
+
+def solve(
+    solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree
+) -> tuple[Tree, InnerInfo]:
+    """Runs `solver` from `inner` to its tolerance or its cap.
+
+    Not differentiable in reverse mode: a pull-back rule does that.  Cost: the steps,
+    and one optimality map for the final residual.
+    """
+    rtol = tolerance(solver, inner)
+
+    def done(carry: _Carry) -> jax.Array:
+        target = rtol * jnp.maximum(carry.scale, carry.first)
+        return ~(carry.residual_norm > target) | carry.stalled
+
+    carry, num_steps = iterate_until(
+        lambda c: advance(solver, oracle, c, theta),
+        start(solver, oracle, inner, theta),
+        done,
+        max_steps=solver.max_steps,
+    )
+    return carry.inner, report(solver, oracle, carry, theta, num_steps)
+
+
+def start(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> _Carry:
+    """The state of the driver before the first step."""
+    if oracle.opaque and solver.closed_form:
+        raise ValueError(
+            "a closed-form inner solver cannot minimise an objective to which the "
+            "outer function was added. Use nudged(..., linearised=True), or an "
+            "iterative inner solver."
+        )
+    infinite = jnp.full((), jnp.inf, trees.real_dtype(inner))
+    zero = jnp.zeros_like(infinite)
+    state = solver.init(oracle, inner, theta)
+    return _Carry(inner, state, infinite, zero, zero, jnp.zeros((), bool))
+
+
+def advance(solver: InnerSolver, oracle: Oracle, carry: _Carry, theta: Tree) -> _Carry:
+    """One step of the driver."""
+    inner, state, info = solver.step(oracle, carry.inner, carry.state, theta)
+    is_first = jnp.isinf(carry.residual_norm)
+    return _Carry(
+        inner=inner,
+        state=state,
+        residual_norm=info.residual_norm,
+        first=jnp.where(is_first, info.residual_norm, carry.first),
+        scale=info.scale,
+        stalled=info.stalled,
+    )
+
+
+def report(
+    solver: InnerSolver, oracle: Oracle, carry: _Carry, theta: Tree, num_steps: Any
+) -> InnerInfo:
+    """The final residual; costs one optimality map."""
+    residual_norm = trees.norm(solver.optimality(oracle, carry.inner, theta))
+    reference = jnp.maximum(carry.scale, carry.first)
+    relative = residual_norm / jnp.where(reference > 0, reference, 1)
+    small = relative <= tolerance(solver, carry.inner)
+    return InnerInfo(
+        residual_norm=residual_norm,
+        relative_residual=relative,
+        num_steps=jnp.asarray(num_steps, jnp.int32),
+        converged=small | (carry.stalled & jnp.isfinite(residual_norm)),
+    )
+
+
+def trajectory(
+    solver: InnerSolver,
+    oracle: Oracle,
+    carry: _Carry,
+    theta: Tree,
+    *,
+    num_steps: int,
+    rematerialize: Rematerialize = "none",
+) -> _Carry:
+    """Exactly `num_steps` steps, differentiable in both modes: the program unrolled."""
+    return iterate(
+        lambda c: advance(solver, oracle, c, theta),
+        carry,
+        num_steps=num_steps,
+        rematerialize=rematerialize,
+    )
+
+
+def check_limits(name: str, max_steps: int, rtol: float | None) -> None:
+    """Raises `ValueError` for a cap or a tolerance out of range."""
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"{name}: max_steps must be an integer >= 1, got {max_steps}.")
+    if rtol is not None and not 0 <= rtol < 1:
+        raise ValueError(f"{name}: rtol must lie in [0, 1), got {rtol}.")
+
+
+def gradient_scale(value: jax.Array, inner: Tree) -> jax.Array:
+    """|G| / |w|: the natural size of a gradient (Dennis and Schnabel 1983, 7.2)."""
+    size = trees.norm(inner)
+    return jnp.where(size > 0, jnp.abs(value) / jnp.where(size > 0, size, 1), 0)

@@ -1,0 +1,137 @@
+"""Arithmetic on pytrees, leaf by leaf, so that sharded leaves stay where they are.
+
+Inner products are `sum(a * b)` per leaf: `jnp.vdot` and `ravel_pytree` flatten a leaf
+and thereby gather it from every device.  Sums are accumulated in at least float32, so
+that norms of bfloat16 trees are usable as stopping criteria.
+"""
+
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+Tree: TypeAlias = Any
+"""A pytree of arrays."""
+
+
+def real_dtype(tree: Tree) -> jnp.dtype:
+    """The dtype in which scalars of `tree` are kept: its widest float, >= float32."""
+    return jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(tree)))
+
+
+def dot(a: Tree, b: Tree) -> jax.Array:
+    """The inner product `sum_i a_i b_i`, a scalar of dtype `real_dtype(a)`."""
+    dtype = real_dtype(a)
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y, dtype=dtype), a, b)
+    return sum(jax.tree.leaves(products), jnp.zeros((), dtype))
+
+
+def norm(a: Tree) -> jax.Array:
+    """The Euclidean norm of all leaves together, without overflow of the squares."""
+    largest = max_abs(a)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    dtype = scale.dtype
+    squares = jax.tree.map(lambda x: jnp.sum(jnp.square(x.astype(dtype) / scale)), a)
+    return scale * jnp.sqrt(sum(jax.tree.leaves(squares), jnp.zeros((), dtype)))
+
+
+def max_abs(a: Tree) -> jax.Array:
+    """The largest absolute value of all leaves (0 for a tree without elements)."""
+    dtype = real_dtype(a)
+    tops = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(a)]
+    return jnp.max(jnp.stack(tops)) if tops else jnp.zeros((), dtype)
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """`a + b`."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def sub(a: Tree, b: Tree) -> Tree:
+    """`a - b`."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(factor: jax.Array | float, a: Tree) -> Tree:
+    """`factor * a` in the dtypes of `a`."""
+    return jax.tree.map(lambda x: (factor * x).astype(x.dtype), a)
+
+
+def axpy(factor: jax.Array | float, a: Tree, b: Tree) -> Tree:
+    """`factor * a + b` in the dtypes of `b`."""
+    return jax.tree.map(lambda x, y: (factor * x + y).astype(y.dtype), a, b)
+
+
+def where(condition: jax.Array, a: Tree, b: Tree) -> Tree:
+    """`a` if the scalar `condition` holds, otherwise `b`."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def zeros_like(a: Tree) -> Tree:
+    """Zeros of the shapes and dtypes of `a`."""
+    return jax.tree.map(jnp.zeros_like, a)
+
+
+def is_float(x: Any) -> bool:
+    """Whether a leaf is of a floating-point dtype, hence differentiable."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def split_floats(tree: Tree) -> tuple[list[Any], Any]:
+    """Separates the floating-point leaves of `tree` from all others.
+
+    Returns:
+        The list of floating-point leaves, and a function `merge(floats) -> tree` that
+        puts such a list back beside the leaves that are not differentiable (labels,
+        PRNG keys, masks).
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, x in enumerate(leaves) if is_float(x)]
+
+    def merge(floats: list[Any]) -> Tree:
+        merged = list(leaves)
+        for i, x in zip(places, floats, strict=True):
+            merged[i] = x
+        return jax.tree.unflatten(treedef, merged)
+
+    return [leaves[i] for i in places], merge
+
+
+def require_float(tree: Tree, name: str) -> None:
+    """Raises `ValueError` unless every leaf of `tree` is a floating-point array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, float):
+            got = type(leaf).__name__
+        elif is_float(leaf):
+            continue
+        else:
+            got = str(jnp.result_type(leaf))
+        raise ValueError(
+            f"{name}{jax.tree_util.keystr(path)} must be a floating-point array, since "
+            f"it is optimised by gradients; got {got}. Convert it with "
+            "jnp.asarray(value, float), or move it into the batch if it is data."
+        )
+
+
+def require_like(got: Tree, expected: Tree, name: str, like: str) -> None:
+    """Raises `ValueError` unless `got` has the structure and shapes of `expected`."""
+    if jax.tree.structure(got) != jax.tree.structure(expected):
+        raise ValueError(
+            f"{name} must have the tree structure of {like}:\n"
+            f"  expected {jax.tree.structure(expected)}\n"
+            f"  got      {jax.tree.structure(got)}"
+        )
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
+    )
+    for (path, x), y in pairs:
+        if jnp.shape(x) != jnp.shape(y):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must have the shape of {like}: "
+                f"expected {jnp.shape(y)}, got {jnp.shape(x)}."
+            )
+
+
+def as_arrays(tree: Tree) -> Tree:
+    """Turns Python floats and NumPy arrays into jax arrays; all else stays."""
+    return jax.tree.map(jnp.asarray, tree)

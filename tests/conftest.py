@@ -1,0 +1,39 @@
+"""Global settings of the tests, and the fixture for real data."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+# Tests compare with exact oracles, and an accidental broadcast of a rank is a bug.
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Examples and notebooks that plot must not look for a display, in subprocesses either.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+DATA_SETS = ("fashion_mnist", "ijcnn1", "mnist", "omniglot")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder `BILEVEL_DATA` with one sub-folder per data set.
+
+    Skips where the variable is not set. Fails where it is set and data is missing: CI
+    sets it, and a test that silently skips there would be no test.
+    """
+    value = os.environ.get("BILEVEL_DATA")
+    if not value:
+        pytest.skip(
+            "needs real data: set BILEVEL_DATA to a folder that holds "
+            + ", ".join(DATA_SETS)
+        )
+    folder = Path(value)
+    missing = [name for name in DATA_SETS if not (folder / name).is_dir()]
+    if missing:
+        pytest.fail(
+            f"BILEVEL_DATA is set to {value!r}, which lacks the folders "
+            f"{', '.join(missing)}; mend the path, or unset it to skip these tests"
+        )
+    return folder

@@ -1,0 +1,353 @@
+"""The start of a program: exit codes, messages, and the folder that is left."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import pytest
+from absl import flags
+
+import bilevel.experiments
+from bilevel.experiments.launch import launch
+
+REPOSITORY = Path(bilevel.experiments.__file__).parents[2]
+
+CONFIG = '''
+"""A random walk; command: python walk.py --config=walk_config.py."""
+
+import dataclasses
+
+from bilevel.experiments import config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    rate: float = config.field(0.1, help="step size", minimum=0.0)
+    steps: int = config.field(40, help="number of steps", minimum=1)
+
+
+def get_config() -> Config:
+    return Config()
+'''
+
+# Slow enough to be killed: the test waits for a checkpoint, not for a time.
+PROGRAM = '''
+"""A random walk with momentum, saved every few steps."""
+
+import os
+import time
+
+import jax
+import optax
+
+from bilevel.experiments import digests, launch
+
+
+def main(config, run):
+    optimizer = optax.adam(config.rate)
+    position = jax.numpy.ones(300)
+    state = (position, optimizer.init(position), jax.random.key(3))
+    state, first = run.restore(state) or (state, 0)
+
+    @jax.jit
+    def update(state, step):
+        position, opt_state, key = state
+        noise = jax.random.normal(jax.random.fold_in(key, step), position.shape)
+        updates, opt_state = optimizer.update(position + noise, opt_state)
+        return optax.apply_updates(position, updates), opt_state, key
+
+    for step in range(first + 1, config.steps + 1):
+        state = update(state, step)
+        run.log(step, mean=state[0].mean())
+        run.save(step, state)
+        time.sleep(float(os.environ.get("SECONDS_PER_STEP", "0")))
+    run.save(config.steps, state, force=True)
+    run.finish({"digest": digests.digest(state), "first": first})
+    print("done")
+
+
+if __name__ == "__main__":
+    launch(main)
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BILEVEL_DATA", raising=False)
+    Path("configs").mkdir()
+    Path("configs/walk.py").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder, capsys):
+    """Launches in this process; returns the exit code and what was said."""
+
+    def launched(main, *arguments, config="configs/walk.py"):
+        argv = ["walk.py", *([f"--config={config}"] if config else []), *arguments]
+        with pytest.raises(SystemExit) as caught:
+            launch(main, argv=argv, flag_values=flags.FlagValues())
+        return caught.value.code, capsys.readouterr().err
+
+    return launched
+
+
+def finishing(config, run):
+    run.finish({"rate": config.rate})
+
+
+def test_config_and_run_reach_main(start, folder):
+    seen = []
+
+    def main(config, run):
+        seen.append((config.rate, config.steps, run.data_dir))
+        run.log(1, loss=0.5)
+        run.finish({"loss": 0.5})
+
+    arguments = ["--cfg.rate=0.05", "--workdir=a", "--data_dir=data"]
+    assert start(main, *arguments) == (0, "new run in a\n")
+    assert seen == [(0.05, 40, Path("data"))]
+    record = json.loads((folder / "a" / "config.json").read_text())
+    assert record["config"] == {"rate": 0.05, "steps": 40}
+    assert record["argv"] == ["walk.py", "--config=configs/walk.py", *arguments]
+    assert (folder / "a" / "config.py.txt").read_text() == CONFIG
+    assert (folder / "a" / "summary.json").exists()
+
+
+def test_without_workdir_every_start_is_a_new_folder(start, folder):
+    for _ in range(3):
+        assert start(finishing)[0] == 0
+    made = sorted((folder / "runs").iterdir())
+    assert len(made) == 3
+    assert all(one.name.startswith("walk-20") for one in made)
+
+
+def test_finished_run_is_left_alone(start, folder):
+    start(finishing, "--workdir=a")
+    before = (folder / "a" / "summary.json").stat().st_mtime_ns
+
+    def main(config, run):
+        raise AssertionError
+
+    assert start(main, "--workdir=a") == (
+        0,
+        "a is finished; for another run give another --workdir\n",
+    )
+    assert (folder / "a" / "summary.json").stat().st_mtime_ns == before
+
+
+def test_other_config_is_refused(start):
+    start(finishing, "--workdir=a")
+    code, said = start(finishing, "--workdir=a", "--cfg.rate=0.05")
+    assert code == 1
+    assert said == (
+        "error: a holds a run with another configuration (field: stored -> given):"
+        "\n  rate: 0.1 -> 0.05"
+        "\ngive the stored values to resume it, or another --workdir\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config", "message"),
+    [
+        (["--cfg.rate=x"], "configs/walk.py", "flag --cfg.rate=x: expected float, got"),
+        (["--cfg.rate=-1"], "configs/walk.py", "flag --cfg.rate=-1: must be at least"),
+        (["--cfg.rte=1"], "configs/walk.py", "unknown flag --cfg.rte. Did you mean -"),
+        (["rate=1"], "configs/walk.py", "unexpected argument 'rate=1'. Did you mean"),
+        (
+            [],
+            "configs/wlak.py",
+            "there is no configuration file configs/wlak.py."
+            " Did you mean configs/walk.py? There are: configs/walk.py\n",
+        ),
+        ([], None, "pass --config=<file>. There are: configs/walk.py\n"),
+        (["--workdir=configs"], "configs/walk.py", "configs holds files but no run"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_1(start, folder, arguments, config, message):
+    code, said = start(finishing, *arguments, config=config)
+    assert code == 1
+    assert said.startswith(f"error: {message}")
+    assert said.count("\n") == 1
+    assert sorted(one.name for one in folder.iterdir()) == ["configs"]
+
+
+def test_errors_of_main_pass(folder):
+    def main(config, run):
+        raise ZeroDivisionError("of the program")
+
+    with pytest.raises(ZeroDivisionError, match="of the program"):
+        launch(
+            main,
+            argv=["walk.py", "--config=configs/walk.py", "--workdir=a"],
+            flag_values=flags.FlagValues(),
+        )
+
+
+def test_main_that_does_not_finish(start):
+    code, said = start(lambda config, run: None, "--workdir=a")
+    assert code == 0
+    assert "main returned before run.finish; the run in a is resumed by\n" in said
+
+
+def test_interrupt_prints_the_command_that_resumes(start):
+    def main(config, run):
+        run.save(3, {"x": jnp.ones(2)}, force=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    code, said = start(main, "--cfg.rate=0.2")
+    assert code == 130
+    first, second, command = said.splitlines()
+    assert first.startswith("new run in runs/walk-20")
+    name = first.removeprefix("new run in ")
+    assert second == f"interrupted; the run in {name} is resumed by"
+    _, *arguments = shlex.split(command)
+    assert arguments[1:] == [
+        "--config=configs/walk.py",
+        "--cfg.rate=0.2",
+        f"--workdir={name}",
+    ]
+
+    def resumed(config, run):
+        assert run.restore({"x": jnp.zeros(2)})[1] == 3
+        run.finish({})
+
+    assert start(resumed, *arguments[2:])[0] == 0
+
+
+def test_interrupt_that_somebody_else_handled(start, folder):
+    """`bilevel.run` returns normally after Ctrl-C, and `main` goes on."""
+
+    def main(config, run):
+        previous = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        run.save(3, {"x": jnp.ones(2)}, force=True)
+        run.finish({"cut": "short"})
+
+    code, said = start(main, "--workdir=a")
+    assert code == 130
+    assert said.endswith(
+        "interrupted; the run in a is resumed by\n"
+        "  python walk.py --config=configs/walk.py --workdir=a\n"
+    )
+    assert not (folder / "a" / "summary.json").exists()
+    assert (folder / "a" / "ckpt" / "3").is_dir()
+
+
+class Process(NamedTuple):
+    """A program that was started; `output` waits for its end."""
+
+    popen: subprocess.Popen
+
+    def output(self):
+        out, said = self.popen.communicate(timeout=60)
+        return self.popen.returncode, out, said
+
+    def wait_for(self, condition):
+        """Waits until something is there that the program makes."""
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert self.popen.poll() is None, self.popen.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def program(tmp_path):
+    (tmp_path / "walk.py").write_text(PROGRAM)
+    (tmp_path / "walk_config.py").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def run_program(program):
+    """Starts the program in a process of its own, which does not outlive the test."""
+    with contextlib.ExitStack() as stack:
+
+        def started(*arguments, **environment):
+            popen = subprocess.Popen(
+                [sys.executable, "walk.py", "--config=walk_config.py", *arguments],
+                cwd=program,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(REPOSITORY),
+                    "NPROC": "1",
+                    **environment,
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(popen)
+            stack.callback(popen.kill)
+            return Process(popen)
+
+        yield started
+
+
+def test_killed_run_resumes_to_the_same_bits(program, run_program):
+    arguments = ["--save_every=3", "--cfg.rate=0.05"]
+    whole = run_program(*arguments, "--workdir=whole")
+    killed = run_program(*arguments, "--workdir=killed", SECONDS_PER_STEP="0.1")
+    killed.wait_for(lambda: list((program / "killed" / "ckpt").glob("[0-9]")))
+    killed.popen.send_signal(signal.SIGKILL)
+    killed.output()
+    assert not (program / "killed" / "summary.json").exists()
+    resumed = run_program(*arguments, "--workdir=killed")
+    # Nothing of Orbax and nothing of absl is said.
+    assert whole.output() == (0, "done\n", "new run in whole\n")
+    assert resumed.output() == (0, "done\n", "unfinished run in killed\n")
+
+    summaries, metrics = (
+        [(program / name / file).read_text() for name in ("whole", "killed")]
+        for file in ("summary.json", "metrics.jsonl")
+    )
+    first, second = map(json.loads, summaries)
+    assert first["first"] == 0
+    assert second["first"] > 0
+    assert first["digest"] == second["digest"]
+    assert metrics[0] == metrics[1]
+    assert len(metrics[0].splitlines()) == 40
+
+
+def test_help_shows_every_value(program, run_program):
+    _, out, _ = run_program("--help").output()
+    for line in (
+        "A random walk with momentum, saved every few steps.",
+        "--cfg.rate: step size",
+        "(default: '0.1')",
+        "(float, at least 0.0)",
+        "--cfg.steps: number of steps",
+        "--workdir: ",
+        "--save_every: ",
+        "--data_dir: ",
+    ):
+        assert line in out
+    assert not (program / "runs").exists()
+
+
+def test_interrupted_program(program, run_program):
+    process = run_program(SECONDS_PER_STEP="0.1")
+    process.wait_for(lambda: list((program / "runs").glob("*/metrics.jsonl")))
+    process.popen.send_signal(signal.SIGINT)
+    code, _, said = process.output()
+    assert code == 130
+    command = said.splitlines()[-1].split()
+    assert Path(command[0]).name.startswith("python")
+    assert command[1:3] == ["walk.py", "--config=walk_config.py"]
+    assert command[3].startswith("--workdir=runs/walk_config-20")
+    assert "Traceback" not in said
