@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def hoist(function: Callable[..., Any], *example: Any) -> tuple[Callable, list[Any]]:
@@ -39,7 +40,13 @@ def hoist(function: Callable[..., Any], *example: Any) -> tuple[Callable, list[A
     jaxpr = closed.jaxpr
 
     def hoisted(constants: list[Any], *arguments: Any) -> Any:
-        flat = jax.tree.leaves(arguments)
+        # Optimisers under x64 may promote; the program is of the dtypes it was traced in.
+        flat = [
+            x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype)
+            for x, v in zip(
+                map(jnp.asarray, jax.tree.leaves(arguments)), jaxpr.invars, strict=True
+            )
+        ]
         return jax.tree.unflatten(
             out_tree, jax.core.eval_jaxpr(jaxpr, constants, *flat)
         )

@@ -75,24 +75,13 @@ def open_checkpoints(directory: Path, interval: int = 1) -> Iterator[Checkpoints
           state, step = checkpoints.restore(state)
       ```
     """
-
-    @functools.cache  # Orbax is slow to import, and not every run saves
-    @_unchanged_logging()
-    def opened() -> Any:
-        from orbax.checkpoint import v1 as ocp
-
-        return ocp.training.Checkpointer(
-            directory.resolve(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
-            cleanup_tmp_directories=True,
-        )
+    opened = _lazy_checkpointer(directory)
+    last_saved = latest_step(directory) or 0
 
     @_unchanged_logging()
     def wait() -> None:
         if opened.cache_info().currsize:
             opened().wait()
-
-    last_saved = latest_step(directory) or 0
 
     @_unchanged_logging()
     def save(step: int, state: Tree, force: bool = False) -> bool:
@@ -109,15 +98,12 @@ def open_checkpoints(directory: Path, interval: int = 1) -> Iterator[Checkpoints
         is_empty = latest_step(directory) is None
         return None if is_empty else _restore_latest(opened(), template)
 
-    @_unchanged_logging()
-    def close() -> None:
-        if opened.cache_info().currsize:
-            opened().close()
-
     try:
         yield Checkpoints(save, restore, wait)
     finally:
-        close()
+        with _unchanged_logging():
+            if opened.cache_info().currsize:
+                opened().close()
 
 
 def is_due(step: int, last_saved: int, interval: int) -> bool:
@@ -157,6 +143,24 @@ def _unchanged_logging() -> Iterator[None]:
     finally:
         for handler in [one for one in root.handlers if one not in before]:
             root.removeHandler(handler)
+
+
+def _lazy_checkpointer(directory: Path) -> Any:
+    """Returns a function that opens Orbax's checkpointer at its first call."""
+
+    @functools.cache  # Orbax is slow to import, and not every run saves
+    @_unchanged_logging()
+    def opened() -> Any:
+        from orbax.checkpoint import v1 as ocp
+
+        training: Any = ocp.training  # its own annotations contradict one another
+        return training.Checkpointer(
+            directory.resolve(),
+            preservation_policy=training.preservation_policies.LatestN(_KEPT),
+            cleanup_tmp_directories=True,
+        )
+
+    return opened
 
 
 def _save(checkpointer: Any, step: int, state: Tree) -> None:
@@ -202,18 +206,20 @@ def _restore_latest(checkpointer: Any, template: Tree) -> tuple[Tree, int]:
 
 def _stored_records(checkpointer: Any, step: int) -> dict[str, LeafRecord]:
     try:
-        stored = checkpointer.metadata(step).custom_metadata or {}
+        stored = checkpointer.metadata(step).custom_metadata
+        if stored is None:  # Orbax passes over damage here
+            raise ValueError("no record of its leaves")
+        if stored["format_version"] == _FORMAT:
+            return {
+                name: LeafRecord(dtype, tuple(shape), sha256, key)
+                for name, (dtype, shape, sha256, key) in stored["leaves"].items()
+            }
     except Exception as error:
         raise _unreadable(checkpointer, step, error) from error
-    if stored.get("format_version") != _FORMAT:
-        raise CheckpointError(
-            f"checkpoint {checkpointer.directory / str(step)} has format"
-            f" {stored.get('format_version')}; this version of bilevel reads {_FORMAT}"
-        )
-    return {
-        name: LeafRecord(dtype, tuple(shape), sha256, key)
-        for name, (dtype, shape, sha256, key) in stored["leaves"].items()
-    }
+    raise CheckpointError(
+        f"checkpoint {checkpointer.directory / str(step)} has format"
+        f" {stored['format_version']}; this version of bilevel reads {_FORMAT}"
+    )
 
 
 def _restore(checkpointer: Any, step: int, template: Tree) -> Tree:

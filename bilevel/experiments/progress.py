@@ -36,13 +36,13 @@ def progress(
       clock: seconds, for tests.
 
     Yields:
-      `callback(step, num_steps, metrics)`; it counts the speed from its first call, so
+      `show(step, num_steps, metrics)`; it counts the speed from its first call, so
       that compilation and the steps before a resume are left out.
 
     Example:
       ```
-      with progress("soba") as callback:
-          bilevel.run(solver, state, sample, num_steps=1000, callback=callback)
+      with progress("soba") as show:
+          bilevel.run(solver, state, sample, num_steps=1000, progress=show)
       ```
     """
     target = stream or sys.stdout

@@ -185,7 +185,7 @@ def open_run(
 
         def save(step: int, state: Tree, *, force: bool = False) -> bool:
             require_begun()
-            return checkpoints.save(step, state, force=force)
+            return checkpoints.save(int(step), state, force=force)
 
         def restore(template: Tree) -> tuple[Tree, int] | None:
             restored = checkpoints.restore(template)
