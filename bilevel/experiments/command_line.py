@@ -269,7 +269,7 @@ class _LeafParser(flags.ArgumentParser):
         is_tuple = get_origin(leaf.annotation) is tuple
         comma = ["comma-separated"] if is_tuple else []
         words = [config.type_words(leaf.annotation), *comma, *words]
-        self.syntactic_help = f"({', '.join(words)})"
+        self.syntactic_help = ", ".join(words)  # absl puts it in brackets
 
     def parse(self, argument: Any) -> Any:
         is_text = isinstance(argument, str)  # absl passes defaults as they are

@@ -20,11 +20,14 @@ class StepInfo(NamedTuple):
         scale: the size a residual has at a point that is no solution, independent of
             the starting point: |G| / |w| for gradients, |w| for fixed points.
         stalled: rounding lets no step improve the point any more.
+        relative: a sharper relative measure than residual_norm / max(scale, its norm at
+            the start), where the solver has one: Newton's |d| / |w|.
     """
 
     residual_norm: jax.Array
     scale: jax.Array
     stalled: jax.Array
+    relative: jax.Array | None = None
 
 
 class InnerSolver(NamedTuple):
@@ -37,8 +40,9 @@ class InnerSolver(NamedTuple):
             the gradient, or w - T(w).  Pull-back rules differentiate it.
         symmetric: its Jacobian in w is symmetric, so that CG may be used.
         max_steps: the cap on the number of steps.
-        rtol: stop at |optimality| <= rtol * max(scale, its norm at the start); None
-            means the rounding unit to the power 3/4.
+        rtol: stop at |optimality| <= rtol * max(scale, its norm at the start), or where
+            the solver's own relative measure is that small; None means the rounding
+            unit to the power 3/4.
         closed_form: one step is the solution; it sees a tilt, but no opaque nudge.
         reverse_differentiable: reverse mode can pass through a step.
     """
@@ -76,6 +80,7 @@ class _Carry(NamedTuple):
     inner: Tree
     state: Any
     residual_norm: jax.Array  # at the point before
+    relative: jax.Array  # likewise
     first: jax.Array
     scale: jax.Array
     stalled: jax.Array
@@ -99,14 +104,10 @@ def solve(
     """
     rtol = tolerance(solver, inner)
 
-    def done(carry: _Carry) -> jax.Array:
-        target = rtol * jnp.maximum(carry.scale, carry.first)
-        return ~(carry.residual_norm > target) | carry.stalled
-
     carry, num_steps = iterate_until(
         lambda c: advance(solver, oracle, c, theta),
         start(solver, oracle, inner, theta),
-        done,
+        lambda c: ~(c.relative > rtol) | c.stalled,
         max_steps=solver.max_steps,
     )
     return carry.inner, report(solver, oracle, carry, theta, num_steps)
@@ -123,18 +124,25 @@ def start(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> _Car
     infinite = jnp.full((), jnp.inf, trees.real_dtype(inner))
     zero = jnp.zeros_like(infinite)
     state = solver.init(oracle, inner, theta)
-    return _Carry(inner, state, infinite, zero, zero, jnp.zeros((), bool))
+    return _Carry(
+        inner, state, infinite, infinite, zero, zero, jnp.zeros((), bool)
+    )
 
 
 def advance(solver: InnerSolver, oracle: Oracle, carry: _Carry, theta: Tree) -> _Carry:
     """One step of the driver."""
     inner, state, info = solver.step(oracle, carry.inner, carry.state, theta)
     is_first = jnp.isinf(carry.residual_norm)
+    first = jnp.where(is_first, info.residual_norm, carry.first)
+    relative = info.relative
+    if relative is None:
+        relative = _ratio(info.residual_norm, jnp.maximum(info.scale, first))
     return _Carry(
         inner=inner,
         state=state,
         residual_norm=info.residual_norm,
-        first=jnp.where(is_first, info.residual_norm, carry.first),
+        relative=relative,
+        first=first,
         scale=info.scale,
         stalled=info.stalled,
     )
@@ -145,15 +153,19 @@ def report(
 ) -> InnerInfo:
     """The final residual; costs one optimality map."""
     residual_norm = trees.norm(solver.optimality(oracle, carry.inner, theta))
-    reference = jnp.maximum(carry.scale, carry.first)
-    relative = residual_norm / jnp.where(reference > 0, reference, 1)
-    small = relative <= tolerance(solver, carry.inner)
+    relative = _ratio(residual_norm, jnp.maximum(carry.scale, carry.first))
+    rtol = tolerance(solver, carry.inner)
+    small = jnp.minimum(relative, carry.relative) <= rtol
     return InnerInfo(
         residual_norm=residual_norm,
         relative_residual=relative,
         num_steps=jnp.asarray(num_steps, jnp.int32),
-        converged=small | (carry.stalled & jnp.isfinite(residual_norm)),
+        converged=(small | carry.stalled) & jnp.isfinite(residual_norm),
     )
+
+
+def _ratio(residual_norm: jax.Array, reference: jax.Array) -> jax.Array:
+    return residual_norm / jnp.where(reference > 0, reference, 1)
 
 
 def trajectory(

@@ -40,7 +40,9 @@ def newton(
 
     Args:
         max_steps: the cap on Newton steps.
-        rtol: see `InnerSolver`.
+        rtol: stop after a direction with |d| <= rtol |w|, which estimates the relative
+            error of w before the step; after it, the error is about its square.
+            None as in `InnerSolver`.
         max_cg_steps: the cap on the CG steps of one direction.
 
     Returns:
@@ -72,7 +74,9 @@ def newton(
         # Once decreases drown in rounding, only the gradient tells of progress.
         stuck = (state.last_norm > 0) & (norm > state.last_norm / 2)
         scale = gradient_scale(value, inner).astype(norm.dtype)
-        info = StepInfo(norm, scale, stalled=rounding & stuck)
+        size = trees.norm(moved)
+        length = trees.norm(direction) / jnp.where(size > 0, size, 1)
+        info = StepInfo(norm, scale, rounding & stuck, relative=length)
         return moved, NewtonState(first, norm), info
 
     return InnerSolver(

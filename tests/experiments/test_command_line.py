@@ -241,7 +241,7 @@ def test_wrong_files(tmp_path, source, message):
 def test_errors_of_the_file_itself_pass(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("import math\n\nmath.sqrt(-1)")
-    with pytest.raises(ValueError, match="math domain|nonnegative") as caught:
+    with pytest.raises(ValueError, match=r"math domain|nonnegative") as caught:
         command_line.load_config(path)
     assert caught.traceback[-1].path == path
     assert caught.traceback[-1].lineno == 2

@@ -171,5 +171,5 @@ def test_what_the_class_itself_refuses():
             if self.low > self.high:
                 raise ValueError("low is above high")
 
-    with pytest.raises(config.ConfigError, match="^Pair: low is above high$"):
+    with pytest.raises(config.ConfigError, match=r"^Pair: low is above high$"):
         config.replace(Pair(), {"low": 2})

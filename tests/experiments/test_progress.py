@@ -77,12 +77,13 @@ def test_bar_in_a_terminal(terminal):
 
 
 def test_bar_is_closed_by_an_error(terminal):
-    with (
-        pytest.raises(KeyboardInterrupt),
-        progress("soba", stream=terminal) as callback,
-    ):
-        callback(1, 2, {})
-        raise KeyboardInterrupt
+    def interrupted():
+        with progress("soba", stream=terminal) as callback:
+            callback(1, 2, {})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert terminal.getvalue().endswith("\x1b[?25h")  # the cursor is shown again
 
 

@@ -1,0 +1,541 @@
+"""What works with what: every rule under every transformation and kind of model.
+
+Each cell of the table is one test: it compares with a reference, or expects the error
+that the table names.  `python tests/hypergradients/test_contracts.py` prints the table
+for README, which must hold the same.
+"""
+
+import functools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import bilevel
+from bilevel import hypergradients, inner_solvers, linear_solvers
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reference_problems import (
+    Data,
+    dense_hypergradient,
+    distance,
+    readout,
+    ridge,
+    ridge_data,
+    ridge_solution,
+    separable_data,
+)
+
+STEP_SIZE = 0.4
+NUM_STEPS = 80  # of gradient descent: rounding is reached after about 60
+
+NEWTON = inner_solvers.newton()
+DESCENT = inner_solvers.gradient_descent(STEP_SIZE, max_steps=NUM_STEPS, rtol=0.0)
+
+
+class Row(NamedTuple):
+    """A rule, with an inner solver that suits it.
+
+    Attributes:
+        name: as in the table.
+        rule: the rule, given the size of the nudge.
+        solver: the inner solver.
+        nudge: the size of the nudge in float64.
+        tolerance: relative error in float64; the bias of the nudge where it is large.
+        inverse: what the rule puts in place of the inverse Hessian.
+        data: batches of problems, by seed.
+        full: the rule needs the outer objective itself.
+    """
+
+    name: str
+    rule: Callable[[float], hypergradients.Hypergradient]
+    solver: inner_solvers.InnerSolver = NEWTON
+    nudge: float = 0.0
+    tolerance: float = 1e-8
+    inverse: Callable[[jax.Array], jax.Array] = jnp.linalg.inv
+    data: Callable[[int], Data] = ridge_data
+    full: bool = False
+
+
+def _constant(rule: hypergradients.Hypergradient) -> Callable[[float], Any]:
+    return lambda nudge: rule
+
+
+def _identity(hessian: jax.Array) -> jax.Array:
+    return STEP_SIZE * jnp.eye(len(hessian))
+
+
+ROWS = (
+    Row("implicit, CG", _constant(hypergradients.implicit())),
+    Row(
+        "implicit, dense",
+        _constant(hypergradients.implicit(linear_solvers.dense())),
+    ),
+    Row(
+        "implicit, Neumann",
+        _constant(
+            hypergradients.implicit(linear_solvers.neumann(STEP_SIZE, NUM_STEPS))
+        ),
+    ),
+    Row("unrolled", _constant(hypergradients.unrolled()), DESCENT),
+    Row(
+        "unrolled, steps rematerialised",
+        _constant(hypergradients.unrolled(rematerialize="step")),
+        DESCENT,
+    ),
+    Row(
+        "unrolled, segments",
+        _constant(hypergradients.unrolled(rematerialize="segments")),
+        DESCENT,
+    ),
+    Row(
+        "unrolled, mixed mode",
+        _constant(hypergradients.unrolled(mixed_mode=True)),
+        DESCENT,
+    ),
+    Row(
+        "unrolled, forward mode",
+        _constant(hypergradients.unrolled(mode="forward")),
+        DESCENT,
+    ),
+    # The last 60 of 80 + 60 steps: from the minimiser, to rounding.
+    Row(
+        "truncated",
+        _constant(hypergradients.truncated(60)),
+        DESCENT._replace(max_steps=NUM_STEPS + 60),
+    ),
+    Row("one step", _constant(hypergradients.one_step()), DESCENT, inverse=_identity),
+    Row(
+        "nudged, one-sided",
+        lambda nudge: hypergradients.nudged(nudge, centred=False),
+        nudge=1e-5,
+        tolerance=1e-4,
+    ),
+    Row("nudged, centred", hypergradients.nudged, nudge=1e-3, tolerance=1e-6),
+    Row(
+        "nudged, in full",
+        lambda nudge: hypergradients.nudged(nudge, linearised=False),
+        nudge=1e-4,
+        tolerance=1e-6,
+        full=True,
+    ),
+    Row(
+        "nudged, Richardson",
+        lambda nudge: hypergradients.nudged(nudge, richardson=True),
+        nudge=1e-2,
+    ),
+    Row(
+        "nudged, per element",
+        _constant(hypergradients.nudged(tilt=lambda w, x, v: 0.1 * jnp.ones_like(w))),
+        data=separable_data,
+    ),
+)
+
+
+# What the columns share.
+
+START = jnp.zeros(3)
+OUTER = jnp.array([-0.8, 0.2, -0.3])
+DIRECTION = jnp.array([0.5, -1.0, 0.25])
+
+
+def _solve(row: Row, objective: Any = ridge, **settings: Any) -> Any:
+    settings = {"on_untrustworthy": "ignore"} | settings
+    function = settings.pop("readout", readout) if row.full else None
+    return bilevel.argmin(
+        objective, row.solver, row.rule(row.nudge), readout=function, **settings
+    )
+
+
+def _loss(row: Row) -> Callable[[jax.Array, Data], jax.Array]:
+    solve = _solve(row)
+    return lambda x, batch: readout(solve(START, x, batch)[0], x, batch)
+
+
+@functools.cache
+def _compiled_gradient(row: Row) -> Callable[[jax.Array, Data], jax.Array]:
+    return jax.jit(jax.grad(_loss(row)))
+
+
+def _reference(row: Row, x: jax.Array, batch: Data) -> jax.Array:
+    inner = ridge_solution(x, batch)
+    return dense_hypergradient(ridge, readout, inner, x, batch, row.inverse)
+
+
+def _check(got: Any, expected: Any, row: Row, factor: float = 1.0) -> None:
+    assert distance(got, expected) <= factor * row.tolerance
+
+
+def _stack(values: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *values)
+
+
+# The columns.
+
+
+def check_grad(row: Row) -> None:
+    batch = row.data(0)
+    _check(_compiled_gradient(row)(OUTER, batch), _reference(row, OUTER, batch), row)
+
+
+def check_jit(row: Row) -> None:
+    batch = row.data(0)
+    eager = jax.grad(_loss(row))(OUTER, batch)
+    compiled = _compiled_gradient(row)(OUTER, batch)
+    # Other roundings, amplified by one over the nudge.
+    assert distance(compiled, eager) <= max(1e-12, 1e-2 * row.tolerance)
+
+
+def check_jvp(row: Row) -> None:
+    batch = row.data(0)
+    loss = _loss(row)
+    tangent = jax.jit(
+        lambda x, t: jax.jvp(lambda x: loss(x, batch), (x,), (t,))[1]
+    )(OUTER, DIRECTION)
+    _check(tangent, _reference(row, OUTER, batch) @ DIRECTION, row)
+
+
+def check_hessian(row: Row) -> None:
+    batch = row.data(0)
+    hessian = jax.jit(jax.hessian(_loss(row)))(OUTER, batch)
+    expected = jax.jacfwd(lambda x: _reference(row, x, batch))(OUTER)
+    _check(hessian, expected, row, 100)
+
+
+def check_jacrev(row: Row) -> None:
+    batch = row.data(0)
+    solve = _solve(row)
+    jacobian = jax.jit(jax.jacrev(lambda x: solve(START, x, batch)[0]))(OUTER)
+    inner = ridge_solution(OUTER, batch)
+    hessian = jax.hessian(ridge)(inner, OUTER, batch)
+    cross = jnp.diag(jnp.exp(OUTER) * inner)
+    _check(jacobian, -row.inverse(hessian) @ cross, row)
+
+
+def check_vmap(row: Row) -> None:
+    batches = _stack([row.data(seed) for seed in range(3)])
+    outers = jnp.stack([OUTER, OUTER + 0.1, OUTER - 0.2])
+    solve = _solve(row)
+    solutions = jax.jit(jax.vmap(lambda x, b: solve(START, x, b)[0]))(outers, batches)
+    expected = jax.vmap(ridge_solution)(outers, batches)
+    assert distance(solutions, expected) <= 1e-8
+
+
+def check_vmap_of_grad(row: Row) -> None:
+    batches = _stack([row.data(seed) for seed in range(3)])
+    outers = jnp.stack([OUTER, OUTER + 0.1, OUTER - 0.2])
+    gradients = jax.jit(jax.vmap(jax.grad(_loss(row))))(outers, batches)
+    expected = jax.vmap(lambda x, b: _reference(row, x, b))(outers, batches)
+    _check(gradients, expected, row)
+
+
+def check_closure(row: Row) -> None:
+    batch = row.data(0)
+
+    @jax.jit
+    def gradient(shift: jax.Array) -> jax.Array:
+        def loss(shift: jax.Array) -> jax.Array:
+            def objective(w: Any, x: Any, batch: Any) -> jax.Array:
+                return ridge(w, x + shift, batch)
+
+            def function(w: Any, x: Any, batch: Any) -> jax.Array:
+                return readout(w, x + shift, batch)
+
+            solve = _solve(row, objective, readout=function)
+            inner, _ = solve(START, OUTER, batch)
+            return function(inner, OUTER, batch)
+
+        return jax.grad(loss)(shift)
+
+    shift = 0.1 * DIRECTION
+    _check(gradient(shift), _reference(row, OUTER + shift, batch), row)
+
+
+class Pair(NamedTuple):
+    """A pytree of two leaves."""
+
+    first: Any
+    second: Any
+
+
+def _check_tree(row: Row, split: Callable, join: Callable) -> None:
+    def objective(w: Any, x: Any, batch: Any) -> jax.Array:
+        return ridge(join(w), join(x), batch)
+
+    def function(w: Any, x: Any, batch: Any) -> jax.Array:
+        return readout(join(w), join(x), batch)
+
+    solve = _solve(row, objective, readout=function)
+    batch = row.data(0)
+
+    @jax.jit
+    @jax.grad
+    def gradient(x: Any) -> jax.Array:
+        return function(solve(split(START), x, batch)[0], x, batch)
+
+    got = gradient(split(OUTER))
+    _check(got, split(_reference(row, OUTER, batch)), row)
+
+
+def check_dict(row: Row) -> None:
+    _check_tree(
+        row,
+        lambda v: {"a": v[:2], "b": {"c": v[2]}},
+        lambda t: jnp.append(t["a"], t["b"]["c"]),
+    )
+
+
+def check_namedtuple(row: Row) -> None:
+    _check_tree(
+        row,
+        lambda v: Pair(v[:1], v[1:]),
+        lambda t: jnp.concatenate([t.first, t.second]),
+    )
+
+
+def _check_model(
+    row: Row, objective: Any, function: Any, inner0: Any, batch: Any
+) -> Any:
+    """A Flax model: reference with dense matrices at a solution found by Newton."""
+    problem = bilevel.Problem(
+        objective, function, inner_has_aux=True, outer_has_aux=True
+    )
+    evaluate = bilevel.value_and_hypergradient(
+        problem, row.solver, row.rule(row.nudge), certify=False
+    )
+
+    @jax.jit
+    def both(inner: Any, outer: Any, batches: Any) -> Any:
+        out = evaluate(inner, outer, batches)
+        expected = dense_hypergradient(
+            lambda *args: objective(*args)[0],
+            lambda *args: function(*args)[0],
+            jax.lax.stop_gradient(out.inner),
+            outer,
+            batches.inner,
+            row.inverse,
+        )
+        return out, expected
+
+    out, expected = both(inner0, OUTER, bilevel.Batches(batch, batch))
+    assert float(out.info.inner.relative_residual) <= 1e-9
+    _check(out.gradient, expected, row)
+    return out
+
+
+def _model_loss(outputs: jax.Array, kernel: jax.Array, x: Any, data: Data) -> Any:
+    residual = outputs[:, 0] - data.targets
+    return (jnp.mean(residual**2) + jnp.sum(jnp.exp(x) * kernel[:, 0] ** 2)) / 2
+
+
+def check_linen(row: Row) -> None:
+    model = nn.Dense(1, use_bias=False)
+    batch = row.data(0)
+    params = model.init(jax.random.key(0), batch.features)["params"]
+
+    def objective(w: Any, x: Any, data: Data) -> Any:
+        outputs = model.apply({"params": w}, data.features)
+        return _model_loss(outputs, w["kernel"], x, data), None
+
+    def function(w: Any, x: Any, data: Data) -> Any:
+        outputs = model.apply({"params": w}, data.features)
+        return jnp.mean(jnp.tanh(outputs)) + 0.1 * jnp.sum(x**2), {"outputs": outputs}
+
+    _check_model(row, objective, function, params, batch)
+
+
+def check_dropout(row: Row) -> None:
+    model = nn.Sequential(
+        [nn.Dropout(0.2, deterministic=False), nn.Dense(1, use_bias=False)]
+    )
+    data = row.data(0)
+    batch = {"data": data, "key": jax.random.key(1)}
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    params = model.init(keys, data.features)["params"]
+
+    def outputs(w: Any, batch: Any) -> jax.Array:
+        rngs = {"dropout": batch["key"]}
+        return model.apply({"params": w}, batch["data"].features, rngs=rngs)
+
+    def objective(w: Any, x: Any, batch: Any) -> Any:
+        kernel = w["layers_1"]["kernel"]
+        return _model_loss(outputs(w, batch), kernel, x, batch["data"]), None
+
+    def function(w: Any, x: Any, batch: Any) -> Any:
+        return jnp.mean(jnp.tanh(outputs(w, batch))) + 0.1 * jnp.sum(x**2), None
+
+    _check_model(row, objective, function, params, batch)
+
+
+def check_batch_norm(row: Row) -> None:
+    model = nn.Sequential(
+        [
+            nn.BatchNorm(False, use_bias=False, use_scale=False),
+            nn.Dense(1, use_bias=False),
+        ]
+    )
+    data = row.data(0)
+    variables = model.init(jax.random.key(0), data.features)
+    statistics = variables["batch_stats"]
+
+    def apply(w: Any, features: jax.Array) -> Any:
+        variables = {"params": w, "batch_stats": statistics}
+        return model.apply(variables, features, mutable=["batch_stats"])
+
+    def objective(w: Any, x: Any, data: Data) -> Any:
+        outputs, changed = apply(w, data.features)
+        return _model_loss(outputs, w["layers_1"]["kernel"], x, data), changed
+
+    def function(w: Any, x: Any, data: Data) -> Any:
+        outputs, changed = apply(w, data.features)
+        return jnp.mean(jnp.tanh(outputs)) + 0.1 * jnp.sum(x**2), changed
+
+    out = _check_model(row, objective, function, variables["params"], data)
+    expected = apply(variables["params"], data.features)[1]
+    assert distance(out.info.inner.aux["batch_stats"], expected["batch_stats"]) < 1e-12
+    assert distance(out.aux["batch_stats"], expected["batch_stats"]) < 1e-12
+
+
+class Network(nnx.Module):
+    """Dropout, batch norm and a linear layer."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.dropout = nnx.Dropout(0.2)
+        self.norm = nnx.BatchNorm(3, use_bias=False, use_scale=False, rngs=rngs)
+        self.linear = nnx.Linear(3, 1, use_bias=False, rngs=rngs)
+
+    def __call__(self, features: jax.Array, key: jax.Array) -> jax.Array:
+        hidden = self.norm(features)
+        return self.linear(self.dropout(hidden, rngs=nnx.Rngs(dropout=key)))
+
+
+def check_nnx(row: Row) -> None:
+    data = row.data(0)
+    network = Network(nnx.Rngs(0))
+    graph, params, rest = nnx.split(network, nnx.Param, ...)
+    batch = {"data": data, "key": jax.random.key(3), "rest": rest}
+
+    def apply(w: Any, batch: Any) -> Any:
+        model = nnx.merge(graph, w, batch["rest"])
+        outputs = model(batch["data"].features, batch["key"])
+        return model, outputs, nnx.split(model, nnx.Param, ...)[2]
+
+    def objective(w: Any, x: Any, batch: Any) -> Any:
+        model, outputs, changed = apply(w, batch)
+        kernel = model.linear.kernel[...]
+        return _model_loss(outputs, kernel, x, batch["data"]), changed
+
+    def function(w: Any, x: Any, batch: Any) -> Any:
+        _, outputs, changed = apply(w, batch)
+        return jnp.mean(jnp.tanh(outputs)) + 0.1 * jnp.sum(x**2), changed
+
+    out = _check_model(row, objective, function, params, batch)
+    expected = apply(params, batch)[2]
+    assert distance(jax.tree.leaves(out.info.inner.aux), jax.tree.leaves(expected)) == 0
+
+
+def check_bfloat16(row: Row) -> None:
+    coarse = row._replace(nudge=0.2)
+    solve = _solve(coarse)
+    half = jax.tree.map(
+        lambda v: v.astype(jnp.bfloat16), (START, OUTER, row.data(0))
+    )
+
+    @jax.jit
+    def gradient(start: Any, x: Any, batch: Any) -> Any:
+        return jax.grad(lambda x: readout(solve(start, x, batch)[0], x, batch))(x)
+
+    got = gradient(*half)
+    assert got.dtype == jnp.bfloat16
+    # 8 bits; a one-sided nudge this large is a few per cent off by itself.
+    assert distance(got, _reference(row, OUTER, row.data(0))) <= 0.1
+
+
+def check_scan(row: Row) -> None:
+    batches = bilevel.Batches(row.data(0), None)
+    evaluate = bilevel.value_and_hypergradient(
+        bilevel.Problem(ridge, readout), row.solver, row.rule(row.nudge), certify=False
+    )
+
+    @jax.jit
+    def train(carry: Any) -> Any:
+        def step(carry: Any, _: None) -> Any:
+            inner, outer, memory = carry
+            out = evaluate(inner, outer, batches, memory)
+            return (out.inner, outer - 0.5 * out.gradient, out.memory), out.value
+
+        return jax.lax.scan(step, carry, None, length=3)
+
+    memory = row.rule(row.nudge).init(START)
+    (_, outer, _), values = train((START, OUTER, memory))
+    x, expected = OUTER, []
+    for _ in range(3):
+        expected.append(readout(ridge_solution(x, batches.inner), x, None))
+        x = x - 0.5 * _reference(row, x, batches.inner)
+    _check(outer, x, row)
+    _check(values, jnp.stack(expected), row)
+
+
+def check_second_derivative(row: Row) -> None:
+    evaluate = bilevel.value_and_hypergradient(
+        bilevel.Problem(ridge, readout), row.solver, row.rule(row.nudge), certify=False
+    )
+    batch = row.data(0)
+    batches = bilevel.Batches(batch, None)
+    jacobian = jax.jit(
+        jax.jacfwd(lambda x: evaluate(START, x, batches).gradient)
+    )(OUTER)
+    expected = jax.jacfwd(lambda x: _reference(row, x, batch))(OUTER)
+    _check(jacobian, expected, row, 100)
+
+
+def check_initial_point(row: Row) -> None:
+    short = row.solver._replace(max_steps=5)
+    if row.name == "truncated":
+        short = row.solver
+    solve = _solve(row._replace(solver=short))
+    batch = row.data(0)
+
+    @jax.jit
+    @jax.grad
+    def gradient(start: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(solve(start, OUTER, batch)[0]))
+
+    def program(w: jax.Array) -> jax.Array:
+        for _ in range(5):
+            w = w - STEP_SIZE * jax.grad(ridge)(w, OUTER, batch)
+        return jnp.sum(jnp.sin(w))
+
+    _check(gradient(DIRECTION), jax.grad(program)(DIRECTION), row)
+
+
+COLUMNS = {
+    "jit": check_jit,
+    "grad": check_grad,
+    "jvp": check_jvp,
+    "hessian": check_hessian,
+    "jacrev": check_jacrev,
+    "vmap over problems": check_vmap,
+    "vmap of grad": check_vmap_of_grad,
+    "closures over traced values": check_closure,
+    "dict": check_dict,
+    "NamedTuple": check_namedtuple,
+    "linen": check_linen,
+    "nnx, with both below": check_nnx,
+    "dropout, key in the batch": check_dropout,
+    "batch norm, state as aux": check_batch_norm,
+    "bfloat16": check_bfloat16,
+    "carry of a scan": check_scan,
+    "jacfwd of value_and_hypergradient": check_second_derivative,
+    "gradient for the initial point": check_initial_point,
+}
