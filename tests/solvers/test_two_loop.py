@@ -1,0 +1,153 @@
+"""The two-loop algorithm."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference_problems import (
+    Data,
+    distance,
+    readout,
+    ridge,
+    ridge_data,
+    ridge_solution,
+)
+
+import bilevel
+from bilevel import hypergradients, inner_solvers, solvers
+
+DATA = ridge_data(0)
+START, OUTER = jnp.zeros(3), jnp.array([-0.8, 0.2, -0.3])
+BATCHES = bilevel.Batches(DATA, None)
+PROBLEM = bilevel.Problem(ridge, readout)
+SOLVER = solvers.two_loop(PROBLEM, outer_optimizer=optax.sgd(0.2))
+
+
+@pytest.fixture(scope="module")
+def update() -> Any:
+    """The default, compiled."""
+    return jax.jit(SOLVER.update)
+
+
+def initial(outer: jax.Array = OUTER) -> Any:
+    return SOLVER.init(START, outer, jax.random.key(3))
+
+
+def oracle(outer: jax.Array, data: Data, num_steps: int) -> jax.Array:
+    """Gradient descent on the closed form."""
+    gradient = jax.grad(lambda x: readout(ridge_solution(x, data), x, None))
+    for _ in range(num_steps):
+        outer = outer - 0.2 * gradient(outer)
+    return outer
+
+
+def test_steps_are_those_of_gradient_descent_on_the_closed_form(update: Any):
+    state, infos = initial(), []
+    for _ in range(4):
+        state, info = update(state, BATCHES)
+        infos.append(info)
+    assert distance(state.outer, oracle(OUTER, DATA, 4)) <= 1e-8
+    assert int(state.step) == 4
+    assert (
+        distance(jax.random.key_data(state.key), jax.random.key_data(jax.random.key(3)))
+        == 0
+    )
+    values = [float(info.value) for info in infos]
+    assert values == sorted(values, reverse=True)
+    first = infos[0]
+    np.testing.assert_allclose(
+        first.value, readout(ridge_solution(OUTER, DATA), OUTER, None), rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        first.gradient_norm,
+        jnp.linalg.norm(OUTER - oracle(OUTER, DATA, 1)) / 0.2,
+        rtol=1e-8,
+    )
+    assert bool(first.inner_converged)
+    assert float(first.inner_residual) <= 1e-10
+    assert float(first.adjoint_residual) <= 1e-6
+    assert float(first.error) == np.inf  # not certified by default
+
+
+def test_state_is_the_carry_of_a_scan(update: Any):
+    last, infos = jax.jit(
+        lambda s: jax.lax.scan(lambda s, _: SOLVER.update(s, BATCHES), s, None, 3)
+    )(initial())
+    state = initial()
+    for _ in range(3):
+        state, _ = update(state, BATCHES)
+    assert distance(last.outer, state.outer) <= 1e-13
+    assert distance(last.adjoint, state.adjoint) <= 1e-12
+    assert int(last.step) == 3
+    assert infos.value.shape == (3,)
+
+
+def test_jit_equals_eager(update: Any):
+    eager, info = SOLVER.update(initial(), BATCHES)
+    compiled, expected = update(initial(), BATCHES)
+    assert jax.tree.structure(eager) == jax.tree.structure(compiled)
+    assert distance(eager.outer, compiled.outer) <= 1e-12
+    np.testing.assert_allclose(info.value, expected.value, rtol=1e-12)
+
+
+def test_vmap_over_problems_equals_loop(update: Any):
+    data = [ridge_data(seed) for seed in range(3)]
+    outers = [OUTER, OUTER + 0.2, OUTER - 0.2]
+    states = jax.tree.map(lambda *x: jnp.stack(x), *[initial(x) for x in outers])
+    stacked = bilevel.Batches(jax.tree.map(lambda *x: jnp.stack(x), *data), None)
+    states, infos = jax.jit(jax.vmap(SOLVER.update))(states, stacked)
+    for lane in range(3):
+        expected, info = update(initial(outers[lane]), bilevel.Batches(data[lane]))
+        assert distance(states.outer[lane], expected.outer) <= 1e-9
+        np.testing.assert_allclose(infos.value[lane], info.value, rtol=1e-9)
+
+
+def test_warm_start_saves_steps_and_can_be_switched_off(update: Any):
+    # Steps of gradient descent count how near the start was.
+    descent = inner_solvers.gradient_descent(0.4, max_steps=200, rtol=1e-8)
+    steps = {}
+    for warm in (True, False):
+        solver = solvers.two_loop(
+            PROBLEM, descent, outer_optimizer=optax.sgd(0.01), warm_start=warm
+        )
+        state = solver.init(START, OUTER, jax.random.key(0))
+        step = jax.jit(solver.update)
+        state, _ = step(state, BATCHES)
+        state, info = step(state, BATCHES)
+        steps[warm] = int(info.inner_steps)
+        if not warm:
+            assert not jnp.any(state.inner)
+            assert state.adjoint == ()
+    assert steps[True] < steps[False]
+
+
+def test_projection_certificate_and_optimizer_state():
+    solver = solvers.two_loop(
+        PROBLEM,
+        inner_solvers.gradient_descent(0.4, max_steps=80),
+        hypergradients.unrolled(),
+        outer_optimizer=optax.adam(1.0),
+        outer_projection=lambda x: jnp.clip(x, -1.0, 0.5),
+        certify=True,
+    )
+    state = solver.init(START, OUTER, jax.random.key(0))
+    step = jax.jit(solver.update)
+    for _ in range(2):
+        state, info = step(state, BATCHES)
+    assert bool(jnp.all((state.outer >= -1.0) & (state.outer <= 0.5)))
+    assert bool(jnp.any((state.outer == -1.0) | (state.outer == 0.5)))
+    assert bool(info.trustworthy)
+    assert int(optax.tree.get(state.outer_state, "count")) == 2
+    assert state.adjoint == ()  # this rule has no adjoint to keep
+
+
+def test_aux_of_the_outer_objective_is_reported():
+    problem = bilevel.Problem(
+        ridge, lambda w, x, b: (readout(w, x, b), {"w": w}), outer_has_aux=True
+    )
+    solver = solvers.two_loop(problem, outer_optimizer=optax.sgd(0.2))
+    _, info = jax.jit(solver.update)(initial(), BATCHES)
+    assert distance(info.aux["w"], ridge_solution(OUTER, DATA)) <= 1e-10

@@ -1,0 +1,127 @@
+"""The binary weights of the example against the closed form of AdaSTE.
+
+The table is that of Le et al. 2022 (arXiv:2112.02880, equation 10) in its clean form:
+G(w, x) = (w - x)^2 / 2 + rho/2 (|w| - 1 - alpha)^2 on [-1, 1], b = alpha rho.
+"""
+
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel
+from bilevel import hypergradients, inner_solvers
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "binary_weights.py"
+
+
+@pytest.fixture(scope="module")
+def example() -> Any:
+    spec = importlib.util.spec_from_file_location("binary_weights", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def quantiser(example, floor=0.0):
+    return bilevel.argmin(
+        example.well,
+        inner_solvers.closed_form(example.bottom, tilted=True, differentiable=True),
+        hypergradients.nudged(tilt=functools.partial(example.across, floor=floor)),
+        on_untrustworthy="ignore",
+    )
+
+
+def multiplier(example, rho, alpha, x, g, floor=0.0):
+    """h / g, elementwise, of the gradient h of <g, w*(x)>."""
+    solve = quantiser(example, floor)
+    x, g = jnp.asarray(x), jnp.asarray(g)
+    well = (jnp.asarray(rho), jnp.asarray(alpha))
+    pulled = jax.grad(lambda x: jnp.sum(g * solve(jnp.zeros_like(x), x, well)[0]))(x)
+    return np.asarray(pulled / g)
+
+
+def closed_form_multiplier(rho, alpha, x, g):
+    b, size = alpha * rho, abs(x)
+    if x * g > 0:
+        if b >= 1:
+            return 2 / size
+        if size >= 1 - b:
+            return (1 + 2 * rho + b) / ((1 + rho) * size)
+        return (2 * rho * (1 + alpha) + size) / ((1 + rho) * size)
+    return 1 / (1 + rho) if b < 1 and size < 1 - b else 0.0
+
+
+# rho, alpha, x, g, s(x), h / g
+TABLE = [
+    (0.01, 0.01, 0.3, 0.7, 0.3070, 1.0568),
+    (0.01, 0.01, -0.3, -0.7, -0.3070, 1.0568),
+    (0.01, 0.01, 0.3, -0.7, 0.3070, 0.9901),
+    (0.01, 0.01, 2.0, -1.0, 1.0, 0.0),
+    (0.01, 0.01, 2.0, 1.0, 1.0, 0.5050),
+    (4.0, 0.1, 0.3, 0.7, 0.94, 6.0667),
+    (4.0, 0.1, 0.3, -0.7, 0.94, 0.2),
+    (4.0, 0.1, 2.0, 1.0, 1.0, 0.94),
+    (4.0, 0.1, 2.0, -1.0, 1.0, 0.0),
+    (4.0, 0.1, -1.4, -0.2, -1.0, 1.3429),
+    (100.0, 0.01, 0.3, 0.7, 1.0, 6.6667),
+    (100.0, 0.01, 0.3, -0.7, 1.0, 0.0),
+    (100.0, 0.01, 4.0, 1.0, 1.0, 0.5),
+]
+
+
+@pytest.mark.parametrize(("rho", "alpha", "x", "g", "weight", "ratio"), TABLE)
+def test_published_table(example, rho, alpha, x, g, weight, ratio):
+    solve = quantiser(example)
+    got = solve(jnp.zeros(1), jnp.array([x]), (jnp.asarray(rho), jnp.asarray(alpha)))[0]
+    np.testing.assert_allclose(got, [weight], atol=5e-5)  # the table has four decimals
+    np.testing.assert_allclose(
+        multiplier(example, rho, alpha, [x], [g]), [ratio], atol=5e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("rho", "alpha"), [(0.01, 0.01), (1.0, 0.5), (4.0, 0.1), (10.0, 0.2), (200.0, 0.01)]
+)
+def test_multiplier_equals_its_closed_form(example, rho, alpha):
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(scale=1.2, size=(2, 300))
+    expected = [closed_form_multiplier(rho, alpha, *pair) for pair in zip(x, g)]
+    got = multiplier(example, rho, alpha, x, g)
+    # The nudge goes one rounding unit past the boundary.
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_floor_bounds_the_multiplier(example):
+    x = jnp.array([1e-6, -1e-3, 0.4, 2.0])
+    got = multiplier(example, 200.0, 0.01, x, jnp.sign(x), floor=0.5)
+    np.testing.assert_allclose(got, [4.0, 4.0, 4.0, 1.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rho", "alpha"), [(0.01, 0.01), (1.0, 0.5), (50.0, 0.01), (10.0, 0.2)]
+)
+def test_bottom_is_the_argmin_of_the_tilted_energy(example, rho, alpha):
+    grid = jnp.linspace(-1, 1, 200_001)
+    for x in (-1.7, -0.4, 0.05, 0.6, 1.3):
+        for tilt in (0.0, 0.3, -0.9):
+            values = (grid - x) ** 2 / 2 + tilt * grid
+            values += rho / 2 * (abs(grid) - 1 - alpha) ** 2
+            w = example.bottom(None, jnp.array(x), (rho, alpha), jnp.array(tilt))
+            assert abs(float(w) - float(grid[jnp.argmin(values)])) < 1e-5
+            energy = example.well(grid[:1], jnp.array([x]), (rho, alpha))
+            assert float(energy + tilt * grid[0]) == pytest.approx(float(values[0]))
+
+
+def test_weights_are_exactly_binary_once_the_wells_overshoot(example):
+    with jax.enable_x64(False):
+        x = jax.random.normal(jax.random.key(0), (10_000,), jnp.float32)
+        x = jnp.concatenate([x, 1e-6 * x, jnp.zeros(1)])
+        w = quantiser(example)(jnp.zeros_like(x), x, example.BINARY)[0]
+        np.testing.assert_array_equal(w, np.where(x >= 0, 1, -1))

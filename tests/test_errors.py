@@ -1,0 +1,259 @@
+"""Mistakes: each raises, and says what was expected, what came and what to do."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from reference_problems import readout, ridge, ridge_data
+
+import bilevel
+from bilevel import hypergradients, inner_solvers, linear_solvers, solvers
+from bilevel.hypergradients import implicit, nudged, one_step, truncated, unrolled
+
+DATA = ridge_data(0)
+START, OUTER = jnp.zeros(3), jnp.array([-0.8, 0.2, -0.3])
+DESCENT = inner_solvers.gradient_descent(0.4, max_steps=5)
+
+
+def gradient(*arguments: Any, **settings: Any) -> Any:
+    solve = bilevel.argmin(ridge, *arguments, on_untrustworthy="ignore", **settings)
+    return jax.grad(lambda x: jnp.sum(solve(START, x, DATA)[0]))(OUTER)
+
+
+def evaluate(inner: Any = START, outer: Any = OUTER, **functions: Any) -> Any:
+    functions = {"inner_objective": ridge, "outer_objective": readout} | functions
+    return bilevel.value_and_hypergradient(bilevel.Problem(**functions))(
+        inner, outer, bilevel.Batches(DATA, None)
+    )
+
+
+# Variables and objectives.
+
+
+@pytest.mark.parametrize(
+    "inner", [jnp.zeros(3, int), {"w": [0, 1]}, "w", jnp.ones(3) > 0]
+)
+def test_inner_variable_that_is_not_floating_point(inner: Any):
+    with pytest.raises(ValueError, match=r"inner.* must be a floating-point array"):
+        bilevel.argmin(ridge)(inner, OUTER, DATA)
+    with pytest.raises(
+        ValueError, match=r"Convert it with jnp.asarray\(value, float\)"
+    ):
+        evaluate(inner)
+
+
+def test_outer_variable_that_is_not_floating_point():
+    with pytest.raises(ValueError, match=r"outer must be .*; got int64"):
+        evaluate(outer=jnp.arange(3))
+    solver = solvers.two_loop(
+        bilevel.Problem(ridge, readout), outer_optimizer=optax.sgd(0.1)
+    )
+    with pytest.raises(ValueError, match=r"outer\['x'\] must be a floating-point"):
+        solver.init(START, {"x": jnp.arange(3)}, jax.random.key(0))
+
+
+@pytest.mark.parametrize("which", ["inner", "outer"])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda w, x, b: w * x, r"must return a scalar .*got shapes \[\(3,\)\]"),
+        (lambda w, x, b: (jnp.sum(w * x), w), "say so: has_aux=True in argmin"),
+        (lambda w, x, b: jnp.argmax(w), "floating-point scalar, got int64"),
+        (lambda w, x, b: None, "must return a scalar"),
+    ],
+)
+def test_objectives_that_return_no_scalar(which: str, function: Any, message: str):
+    with pytest.raises(ValueError, match=f"the {which} objective .*{message}"):
+        evaluate(**{f"{which}_objective": function})
+    if which == "inner":
+        with pytest.raises(ValueError, match=message):
+            bilevel.argmin(function)(START, OUTER, DATA)
+
+
+def test_has_aux_without_aux():
+    with pytest.raises(ValueError, match=r"must return \(scalar, aux\), since has_aux"):
+        bilevel.argmin(ridge, has_aux=True)(START, OUTER, DATA)
+    with pytest.raises(ValueError, match="the readout objective must return a scalar"):
+        bilevel.argmin(ridge, readout=lambda w, x, b: w)(START, OUTER, DATA)
+
+
+def test_mismatched_trees():
+    def shifted(w: Any, x: Any, b: Any) -> Any:
+        return {"w": w}
+
+    solver = inner_solvers.fixed_point(shifted)
+    with pytest.raises(ValueError, match="must have the tree structure of inner"):
+        bilevel.argmin(ridge, solver)(START, OUTER, DATA)
+    with pytest.raises(ValueError, match=r"tilt\(...\) must have the"):
+        gradient(None, nudged(tilt=lambda w, x, v: (v, v)))
+
+
+@pytest.mark.parametrize("rtol", [0.0, 1.0, -1e-3])
+def test_settings_of_argmin(rtol: float):
+    with pytest.raises(ValueError, match=r"rtol must lie in \(0, 1\)"):
+        bilevel.argmin(ridge, rtol=rtol)
+    with pytest.raises(ValueError, match='must be "warn", "nan" or "ignore", got'):
+        bilevel.argmin(ridge, on_untrustworthy="raise")  # type: ignore[arg-type]
+
+
+# An outer variable that has no way in.
+
+
+def free_of_outer(w: Any, x: Any, batch: Any) -> jax.Array:
+    del x
+    return jnp.sum((w - batch.targets[:3]) ** 2)
+
+
+def test_outer_variable_that_the_inner_solution_does_not_depend_on():
+    with pytest.raises(ValueError, match="does not depend on the outer variable"):
+        evaluate(inner_objective=free_of_outer)
+    # It adds to the objective without moving its minimiser.
+    with pytest.raises(ValueError, match="does not depend on the outer variable"):
+        evaluate(inner_objective=lambda w, x, b: jnp.sum(w**2) + jnp.sum(x))
+    with pytest.raises(ValueError, match="the outer variable has no leaves"):
+        evaluate(
+            outer=(),
+            inner_objective=lambda w, x, b: jnp.sum(w**2),
+            outer_objective=lambda w, x, b: jnp.sum(w),
+        )
+
+
+POINTWISE = [
+    implicit(),
+    one_step(),
+    nudged(0.1),
+    unrolled(mode="forward"),
+    pytest.param(
+        truncated(2),
+        marks=pytest.mark.xfail(
+            reason="truncated: the initial point silently gets a zero gradient",
+            strict=True,
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("rule", POINTWISE, ids=lambda r: r.name)
+def test_outer_variable_that_enters_only_through_the_initial_point(rule: Any):
+    solve = bilevel.argmin(free_of_outer, DESCENT, rule, on_untrustworthy="ignore")
+    with pytest.raises(ValueError, match=r"MAML.*use hypergradients.unrolled\(\)"):
+        jax.grad(lambda x: jnp.sum(solve(x, x, DATA)[0]))(OUTER)
+
+
+def test_stopped_initial_points_are_fine():
+    for rule in (implicit(), nudged(0.1)):
+        solve = bilevel.argmin(ridge, DESCENT, rule, on_untrustworthy="ignore")
+        got = jax.grad(
+            lambda x: jnp.sum(solve(jax.lax.stop_gradient(x), x, DATA)[0])  # noqa: B023
+        )(OUTER)
+        assert bool(jnp.all(got != 0))
+
+
+# Rules and solvers that do not go together.
+
+
+@pytest.mark.parametrize(
+    "solver", [inner_solvers.newton(), inner_solvers.lbfgs()], ids=["newton", "lbfgs"]
+)
+def test_reverse_mode_through_loops(solver: Any):
+    for rule in (unrolled(), truncated(1), unrolled(rematerialize="segments")):
+        with pytest.raises(ValueError, match=r"contain loops .*Use hypergradients.imp"):
+            gradient(solver, rule)
+    with pytest.raises(ValueError, match="one_step cannot differentiate a step of"):
+        gradient(solver, one_step())
+
+
+def test_truncated_beyond_the_solver():
+    with pytest.raises(ValueError, match=r"num_steps=6 exceeds .* max_steps=5"):
+        gradient(DESCENT, truncated(6))
+
+
+def test_full_nudge_needs_a_readout():
+    with pytest.raises(ValueError, match=r"pass it as argmin\(..., readout="):
+        gradient(DESCENT, nudged(0.1, linearised=False))
+
+
+def test_closed_forms_and_nudges():
+    plain = inner_solvers.closed_form(lambda w0, x, b: w0)
+    with pytest.raises(ValueError, match="takes no tilt, so it cannot be nudged"):
+        gradient(plain, nudged(0.1))
+    tilted = inner_solvers.closed_form(lambda w0, x, b, t: w0, tilted=True)
+    with pytest.raises(ValueError, match="closed-form inner solver cannot minimise"):
+        gradient(tilted, nudged(0.1, linearised=False), readout=readout)
+
+
+def test_fixed_points_and_nudges():
+    solver = inner_solvers.fixed_point(lambda w, x, b: w)
+    with pytest.raises(ValueError, match="to which no nudge can be added"):
+        gradient(solver, nudged(0.1))
+
+
+def test_symmetric_linear_solver_for_a_map_without_symmetry():
+    solver = inner_solvers.fixed_point(lambda w, x, b: w)
+    for linear in (linear_solvers.cg(), linear_solvers.dense()):
+        with pytest.raises(ValueError, match=r"needs a symmetric matrix.*normal_cg"):
+            gradient(solver, implicit(linear))
+
+
+def test_blocks_that_do_not_cover():
+    solver = inner_solvers.block_coordinate([(0,)], 0.1)
+    with pytest.raises(ValueError, match=r"expected \[0, 1\], got \[0\]"):
+        bilevel.argmin(lambda w, x, b: w[0] ** 2 + w[1] ** 2, solver)((0.0, 1.0), OUTER)
+
+
+# Hyperparameters of rules.
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: nudged(), "beta must be finite and not 0, got None"),
+        (lambda: nudged(0.0), "beta must be finite and not 0, got 0.0"),
+        (lambda: nudged(float("inf")), "beta must be finite and not 0"),
+        (lambda: nudged(-0.1), "takes both signs of beta; give it as positive"),
+        (lambda: nudged(0.1, tilt=lambda w, x, v: v), "leave beta, linearised and"),
+        (
+            lambda: nudged(tilt=lambda w, x, v: v, richardson=True),
+            "tilt chooses the nudge of every element",
+        ),
+        (lambda: unrolled(mode="backward"), 'mode must be "reverse" or "forward"'),
+        (lambda: unrolled(rematerialize="all"), '"none", "step" or "segments", got'),
+        (
+            lambda: unrolled(mode="forward", rematerialize="step"),
+            "forward mode stores no trajectory",
+        ),
+        (lambda: unrolled(mode="forward", mixed_mode=True), "forward mode stores no"),
+        (lambda: truncated(0), "num_steps must be an integer >= 1"),
+        (lambda: truncated(1.5), "num_steps must be an integer >= 1"),
+        pytest.param(
+            lambda: truncated(3, rematerialize="all"),
+            "rematerialize must be",
+            marks=pytest.mark.xfail(
+                reason="truncated does not check rematerialize; it acts like step",
+                strict=True,
+            ),
+        ),
+    ],
+)
+def test_settings_of_rules(build: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_negative_one_sided_nudges_are_allowed():
+    assert nudged(-0.1, centred=False).name == "nudged"
+
+
+def test_settings_of_run():
+    solver = solvers.two_loop(
+        bilevel.Problem(ridge, readout), outer_optimizer=optax.sgd(0.1)
+    )
+    state = solver.init(START, OUTER, jax.random.key(0))
+    batches = bilevel.Batches(DATA, None)
+    with pytest.raises(ValueError, match="num_steps must be >= 0 and chunk_size >= 1"):
+        bilevel.run(solver, state, batches, num_steps=-1)
+    with pytest.raises(ValueError, match="got 1 and 0"):
+        bilevel.run(solver, state, batches, num_steps=1, chunk_size=0)
+    assert hypergradients.implicit().name == "implicit"
