@@ -143,12 +143,11 @@ def test_outer_variable_that_enters_only_through_the_initial_point(rule: Any):
 
 
 def test_stopped_initial_points_are_fine():
-    for rule in (implicit(), nudged(0.1)):
-        solve = bilevel.argmin(ridge, DESCENT, rule, on_untrustworthy="ignore")
-        got = jax.grad(
-            lambda x: jnp.sum(solve(jax.lax.stop_gradient(x), x, DATA)[0])  # noqa: B023
-        )(OUTER)
-        assert bool(jnp.all(got != 0))
+    solve = bilevel.argmin(ridge, DESCENT, one_step(), on_untrustworthy="ignore")
+    got = jax.jit(
+        jax.grad(lambda x: jnp.sum(solve(jax.lax.stop_gradient(x), x, DATA)[0]))
+    )(OUTER)
+    assert bool(jnp.all(got != 0))
 
 
 # Rules and solvers that do not go together.

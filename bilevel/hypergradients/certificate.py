@@ -31,6 +31,7 @@ from bilevel.hypergradients.base import (
     Trust,
     optimality,
 )
+from bilevel.iteration import iterate_until
 from bilevel.linear_solvers import LinearInfo, cg, normal_cg
 from bilevel.trees import Tree
 
@@ -76,8 +77,8 @@ def certify(
         rtol: what must not be exceeded.
 
     Returns:
-        A `Certificate`.  Cost: two linear solves, three linearisations, and four times
-        that (batched) where rounding has to be probed; skipped (and untrustworthy) if
+        A `Certificate`.  Cost: two linear solves, three linearisations, and five times
+        that where rounding has to be probed; skipped (and untrustworthy) if
         the rule's own solve ended at its cap or met negative curvature.
     """
     frozen = jax.lax.stop_gradient((inner, active.values, outer.cotangent, result))
@@ -86,34 +87,38 @@ def certify(
     outer = outer._replace(cotangent=cotangent)
     hopeless = ~(result.info.converged & result.info.positive_definite)
 
-    def give_up() -> tuple[jax.Array, jax.Array]:
-        zero = jnp.zeros((), trees.real_dtype(inner))
-        return jnp.full_like(zero, jnp.inf), jnp.zeros((), bool)
-
-    def compare(point: Tree, active: Active) -> _Comparison:
-        return _compare(problem, point, inner, active, outer, result, rtol)
-
-    def probe() -> tuple[jax.Array, jax.Array]:
-        keys = jax.random.split(jax.random.key(0), (_NUM_PROBES, 2))
-
-        def probe_one(keys: jax.Array) -> _Comparison:
-            point = _jitter(keys[0], inner, units=4.0)
-            return compare(point, _rebuilt(keys[1], active))
-
-        probes = jax.vmap(probe_one)(keys)
-        return jnp.max(probes.error), jnp.all(probes.trustworthy)
-
-    def check() -> tuple[jax.Array, jax.Array]:
-        single = compare(inner, active)
-        safe = _PROBE_WITHIN * single.rounding <= rtol
-        alone = single.error, single.trustworthy
-        error, trustworthy = jax.lax.cond(
-            safe | ~single.trustworthy, lambda: alone, probe
+    # One loop for the plain comparison (probe 0) and the repetitions that may follow:
+    # zero, one or all turns, and the comparison is compiled once.
+    def step(s: _Search) -> _Search:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), s.probe))
+        moved = jnp.minimum(s.probe, 1)
+        point = _jitter(keys[0], inner, units=4 * moved)
+        again = _rebuilt(keys[1], active, units=moved)
+        comparison = _compare(problem, point, inner, again, outer, result, rtol)
+        return _Search(
+            probe=s.probe + 1,
+            error=jnp.maximum(s.error, comparison.error),
+            trustworthy=s.trustworthy & comparison.trustworthy,
+            safe=_PROBE_WITHIN * comparison.rounding <= rtol,
         )
-        worst = jnp.maximum(error, single.error)
-        return worst, trustworthy & single.trustworthy
 
-    return Certificate(*jax.lax.cond(hopeless, give_up, check))
+    zero = jnp.zeros((), trees.real_dtype(inner))
+    search = _Search(jnp.zeros((), jnp.int32), zero, ~hopeless, hopeless)
+    search, num_probes = iterate_until(
+        step,
+        search,
+        lambda s: s.safe | ~s.trustworthy,
+        max_steps=1 + _NUM_PROBES,
+    )
+    error = jnp.where(num_probes > 0, search.error, jnp.inf)
+    return Certificate(error, search.trustworthy)
+
+
+class _Search(NamedTuple):
+    probe: jax.Array
+    error: jax.Array  # the largest so far
+    trustworthy: jax.Array  # so far
+    safe: jax.Array  # rounding cannot matter: no more probes
 
 
 class _Comparison(NamedTuple):
@@ -122,22 +127,22 @@ class _Comparison(NamedTuple):
     rounding: jax.Array  # rounding unit times condition number, as far as seen
 
 
-def _jitter(key: jax.Array, tree: Tree, units: float) -> Tree:
+def _jitter(key: jax.Array, tree: Tree, units: jax.Array) -> Tree:
     """The floating-point leaves of `tree` moved by up to `units` roundings at random."""
     floats, merge = trees.split_floats(tree)
     keys = jax.random.split(key, len(floats))
 
     def move(key: jax.Array, x: jax.Array) -> jax.Array:
-        relative = units * float(jnp.finfo(x.dtype).eps) / 2
-        return x * (1 + relative * jax.random.uniform(key, x.shape, x.dtype, -1, 1))
+        relative = (units * (float(jnp.finfo(x.dtype).eps) / 2)).astype(x.dtype)
+        return x + x * relative * jax.random.uniform(key, x.shape, x.dtype, -1, 1)
 
     return merge([move(k, x) for k, x in zip(keys, floats, strict=True)])
 
 
-def _rebuilt(key: jax.Array, active: Active) -> Active:
+def _rebuilt(key: jax.Array, active: Active, units: jax.Array) -> Active:
     """The same inner problem, with data and outer variable stored anew."""
     stored = active.build(active.values)
-    moved, _ = trees.split_floats(_jitter(key, stored, units=1.0))
+    moved, _ = trees.split_floats(_jitter(key, stored, units))
     before, _ = trees.split_floats(stored)
     offsets = trees.sub(moved, before)
 

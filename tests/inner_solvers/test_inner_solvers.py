@@ -151,12 +151,14 @@ def test_narrow_types(solver: Any, tolerance: float, dtype: Any, accuracy: float
         assert bool(info.converged)
 
 
-@every_solver
-def test_jit_equals_eager(solver: Any, tolerance: float):
-    few = solver._replace(max_steps=min(3, solver.max_steps))
+@pytest.mark.parametrize("name", ["sgd", "fixed_point", "block_coordinate"])
+def test_jit_equals_eager(name: str):
+    # The driver is the same for all; L-BFGS and Newton are slow outside of jit.
+    (solver,) = (row[1] for row in ROWS if row[0] == name)
+    few = solver._replace(max_steps=3)
     eager, info = solve(few)(START, OUTER, DATA)
     inner, compiled = jax.jit(solve(few))(START, OUTER, DATA)
-    assert distance(eager, inner) <= min(1e-9, tolerance)
+    assert distance(eager, inner) <= 1e-13
     assert int(info.num_steps) == int(compiled.num_steps)
 
 
