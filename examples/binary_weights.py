@@ -12,7 +12,7 @@ import optax
 
 from bilevel import argmin, datasets, hypergradients, inner_solvers, iterate
 
-SHAPES, RHO, ALPHA, FLOOR = ((64, 256), (256, 256), (256, 10)), 200.0, 0.01, 0.1
+SHAPES, RHO, ALPHA, FLOOR = ((64, 256), (256, 256), (256, 10)), 200.0, 0.01, 0.5
 well = lambda w, x, s: jnp.sum((w - x) ** 2 + s[0] * (abs(w) - 1 - s[1]) ** 2) / 2
 pull = lambda x, rho, alpha: x + rho * (1 + alpha) * jnp.where(x < 0, -1, 1)
 bottom = lambda w0, x, s, tilt: jnp.clip(pull(x - tilt, *s) / (1 + s[0]), -1, 1)
@@ -28,8 +28,9 @@ def network(weights: list, inputs: jax.Array, seen: jax.Array) -> jax.Array:
     """Logits; every layer is normalised by its statistics on the inputs `seen`."""
     for w in weights:
         inputs, seen = jax.nn.relu(inputs) @ w, jax.nn.relu(seen) @ w
-        shift, scale = seen.mean(axis=0), seen.std(axis=0) + 1e-3
-        inputs, seen = (inputs - shift) / scale, (seen - shift) / scale
+        inputs, seen = (
+            (a - seen.mean(0)) / (seen.std(0) + 1e-3) for a in (inputs, seen)
+        )
     return inputs
 
 
@@ -46,10 +47,9 @@ def main(seed: int = 0, num_steps: int = 1400) -> None:
         key, rows, noise = jax.random.split(key, 3)
         a, b = (jax.random.choice(rows, array, (128,)) for array in train)
         a, b = a + 0.1 * jax.random.normal(noise, a.shape), jax.nn.one_hot(b, 10)
-        cost = lambda x: optax.softmax_cross_entropy(
-            network(binary(x, rho(i)), a, a), b
-        )
-        updates, state = adam.update(jax.grad(lambda x: cost(x).mean())(x), state)
+        z = lambda x: network(binary(x, rho(i)), a, a)
+        cost = lambda x: optax.softmax_cross_entropy(z(x), b).mean()
+        updates, state = adam.update(jax.grad(cost)(x), state)
         return optax.apply_updates(x, updates), state, key, i + 1
 
     x, *_ = iterate(step, (x, adam.init(x), key, 0), num_steps=num_steps)

@@ -92,7 +92,7 @@ def weights(logits: np.ndarray, is_wrong: np.ndarray, path: Path) -> None:
     axes.set_yscale("log")
     axes.set(xlabel="learned weight", ylabel="training examples", xlim=(0, 1))
     axes.set_title("called wrong  |  kept", fontsize=10, color=GREY)
-    axes.legend(frameon=False, loc="upper center")
+    axes.legend(loc="upper center", framealpha=1, edgecolor="white")
     _save(figure, path)
 
 

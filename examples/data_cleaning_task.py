@@ -33,7 +33,7 @@ class Cleaning:
     penalties: tuple[float, ...] = config.field(
         (0.3, 0.1, 0.03), help="L2 penalties to choose from", minimum=0.0
     )
-    rule: Literal["implicit", "one_step"] = config.field(
+    rule: Literal["implicit", "nudged"] = config.field(
         "implicit", help="how derivatives are pulled back through the inner argmin"
     )
 

@@ -113,6 +113,26 @@ def by_program(
     return solution
 
 
+def detached(inner0: Tree, name: str) -> Tree:
+    """The initial point as a constant.
+
+    Raises:
+        ValueError: it is being differentiated, and would silently get a zero gradient.
+    """
+
+    @jax.custom_jvp
+    def constant(inner0: Tree) -> Tree:
+        return inner0
+
+    def rule(primals: Any, tangents: Any) -> Any:
+        if any(not _is_zero(t) for t in jax.tree.leaves(tangents, is_leaf=_is_zero)):
+            raise ValueError(INITIAL_POINT.format(name=name))
+        return primals[0], trees.zeros_like(primals[0])
+
+    constant.defjvp(rule, symbolic_zeros=True)
+    return jax.lax.stop_gradient(constant(inner0))
+
+
 def _is_primal(x: Any) -> bool:
     return isinstance(x, CustomVJPPrimal)
 

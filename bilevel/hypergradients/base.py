@@ -176,6 +176,6 @@ INITIAL_POINT = (
     "the initial inner variable is being differentiated, but the {name} rule gives the "
     "derivative of the argmin, which does not depend on where the solver started: its "
     "gradient would silently be zero. If an initialisation is what you learn (MAML), "
-    "use hypergradients.unrolled(); if it is only a warm start, pass "
+    "use hypergradients.unrolled() in reverse mode; if it is only a warm start, pass "
     "jax.lax.stop_gradient(inner)."
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from bilevel.hypergradients.attach import by_program
+from bilevel.hypergradients.attach import by_program, detached
 from bilevel.hypergradients.base import (
     Active,
     Hypergradient,
@@ -30,7 +30,8 @@ def truncated(
 
     Back-propagating k steps of gradient descent from the minimiser gives the Neumann
     series with k terms: the error falls like (1 - a mu)^k, a the step size.  Memory and
-    the backward pass cost k steps instead of all.  The initial point gets no gradient.
+    the backward pass cost k steps instead of all.  The initial point gets no gradient
+    (asking for one raises).
 
     Args:
         num_steps: k, between 1 and the solver's `max_steps`.
@@ -65,7 +66,7 @@ def truncated(
             )
         return run_steps(
             problem,
-            jax.lax.stop_gradient(inner0),
+            detached(inner0, "truncated"),
             theta,
             num_steps=num_steps,
             detached_steps=detached,
