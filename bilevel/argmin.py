@@ -191,9 +191,8 @@ def value_and_hypergradient(
         _check_objective(
             problem.outer_objective, outer_args, problem.outer_has_aux, "outer"
         )
-        return _evaluate(
-            problem, solver, rule, inner0, outer, batches, memory, rtol, certify
-        )
+        trust = _rtol(rtol, inner0) if certify else None
+        return _evaluate(problem, solver, rule, inner0, outer, batches, memory, trust)
 
     return evaluate
 
@@ -207,8 +206,8 @@ def _evaluate(
     batches: Batches,
     memory: Any,
     rtol: float | None,
-    certify: bool,
 ) -> Hyper:
+    """One hypergradient; certified if `rtol` is given."""
     lower, theta = _prepare(
         problem.inner_objective,
         solver,
@@ -240,10 +239,8 @@ def _evaluate(
     )
     start = rule.init(inner) if memory is None else memory
     result = rule.pullback(lower, inner, active, saved, upper, start)
-    if certify:
-        report = certificate.certify(
-            lower, inner, active, upper, result, _rtol(rtol, inner0)
-        )
+    if rtol is not None:
+        report = certificate.certify(lower, inner, active, upper, result, rtol)
     else:
         infinite = jnp.full((), jnp.inf, trees.real_dtype(inner))
         report = certificate.Certificate(infinite, jnp.zeros((), bool))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import core
 
 
 def hoist(function: Callable[..., Any], *example: Any) -> tuple[Callable, list[Any]]:
@@ -40,16 +41,14 @@ def hoist(function: Callable[..., Any], *example: Any) -> tuple[Callable, list[A
     jaxpr = closed.jaxpr
 
     def hoisted(constants: list[Any], *arguments: Any) -> Any:
-        # Optimisers under x64 may promote; the program is of the dtypes it was traced in.
+        # Optimisers may promote under x64; the program keeps the dtypes of its trace.
         flat = [
             x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype)
             for x, v in zip(
                 map(jnp.asarray, jax.tree.leaves(arguments)), jaxpr.invars, strict=True
             )
         ]
-        return jax.tree.unflatten(
-            out_tree, jax.core.eval_jaxpr(jaxpr, constants, *flat)
-        )
+        return jax.tree.unflatten(out_tree, core.eval_jaxpr(jaxpr, constants, *flat))
 
     return hoisted, list(closed.consts)
 

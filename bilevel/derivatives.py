@@ -97,7 +97,7 @@ def tilted(base: Oracle, tilt: Tree) -> Oracle:
 def penalised(
     base: Oracle, penalty: Callable[[Tree, Tree], jax.Array], factor: jax.Array | float
 ) -> Oracle:
-    """The oracle of G + factor * penalty, for a nudge with the outer function itself."""
+    """The oracle of G + factor * penalty: a nudge with the outer function itself."""
 
     def value(inner: Tree, theta: Tree) -> jax.Array:
         return base.value(inner, theta) + factor * penalty(inner, theta)

@@ -79,11 +79,11 @@ def run(
             "run: num_steps must be >= 0 and chunk_size >= 1, got "
             f"{num_steps} and {chunk_size}."
         )
-    constant = isinstance(sample, Batches)
 
     def step(carry: Any) -> tuple[Any, Any]:
-        key = jax.random.fold_in(carry.key, carry.step)
-        return solver.update(carry, sample if constant else sample(key))
+        if isinstance(sample, Batches):
+            return solver.update(carry, sample)
+        return solver.update(carry, sample(jax.random.fold_in(carry.key, carry.step)))
 
     # Donation would delete the caller's buffers.
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)

@@ -1,6 +1,6 @@
 """Data cleaning on MNIST; needs the four original files (see `--data_dir`)."""
 
-from examples.data_cleaning_task import Cleaning, Config
+from examples.data_cleaning_task import Config
 
 
 def get_config() -> Config:
@@ -11,5 +11,4 @@ def get_config() -> Config:
         num_validation=5000,
         penalties=(0.01, 0.003, 0.001, 0.0003, 0.0001),
         num_folds=3,
-        cleaning=Cleaning(num_steps=20),
     )

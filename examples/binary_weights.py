@@ -1,7 +1,6 @@
-"""A network with weights of exactly -1 and +1 on digits, trained by AdaSTE.
+"""A network with weights of exactly -1 and +1 on digits, by AdaSTE (Le et al. 2022).
 
-Weights are argmins of (w - x)^2 / 2 + rho (|w| - 1 - alpha)^2 / 2 on [-1, 1], sgn x if
-alpha rho >= 1; a nudge across zero tells what a flip is worth (Le et al. 2022).
+They minimise (w - x)^2 + rho (|w| - 1 - alpha)^2; a nudge tells what a flip is worth.
 """
 
 import sys
@@ -24,14 +23,12 @@ solve = argmin(well, solver, rule, on_untrustworthy="ignore")
 binary = lambda xs, rho: [solve(jnp.zeros_like(x), x, (rho, ALPHA))[0] for x in xs]
 
 
-def network(weights: list, inputs: jax.Array, seen: jax.Array) -> jax.Array:
-    """Logits; every layer is normalised by its statistics on the inputs `seen`."""
+def network(weights: list, x: jax.Array, seen: jax.Array) -> jax.Array:
+    """Logits of x; layers are normalised by their statistics on the inputs `seen`."""
     for w in weights:
-        inputs, seen = jax.nn.relu(inputs) @ w, jax.nn.relu(seen) @ w
-        inputs, seen = (
-            (a - seen.mean(0)) / (seen.std(0) + 1e-3) for a in (inputs, seen)
-        )
-    return inputs
+        x, seen = jax.nn.relu(x) @ w, jax.nn.relu(seen) @ w
+        x, seen = ((a - seen.mean(0)) / (seen.std(0) + 1e-3) for a in (x, seen))
+    return x
 
 
 def main(seed: int = 0, num_steps: int = 1400) -> None:
@@ -45,7 +42,7 @@ def main(seed: int = 0, num_steps: int = 1400) -> None:
     def step(carry: tuple) -> tuple:
         x, state, key, i = carry
         key, rows, noise = jax.random.split(key, 3)
-        a, b = (jax.random.choice(rows, array, (128,)) for array in train)
+        a, b = (jax.random.choice(rows, data, (128,)) for data in train)
         a, b = a + 0.1 * jax.random.normal(noise, a.shape), jax.nn.one_hot(b, 10)
         z = lambda x: network(binary(x, rho(i)), a, a)
         cost = lambda x: optax.softmax_cross_entropy(z(x), b).mean()
@@ -60,4 +57,4 @@ def main(seed: int = 0, num_steps: int = 1400) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:]))  # seed, num_steps

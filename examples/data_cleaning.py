@@ -5,7 +5,7 @@
 Training example i has the weight sigmoid(x_i).  Linear models are trained on the
 weighted training examples and the validation set without its k-th part,
 
-    w_k*(x) = argmin over w of the weighted mean cross-entropy + penalty / 2 |w|^2,
+    w_k*(x) = argmin over w of the mean weighted cross-entropy + penalty / 2 |w|^2,
 
 and x is moved against the gradient of their loss on the parts left out: a cross-
 validation loss, differentiated through its argmins.  Labels whose weight ends below 1/2
@@ -41,29 +41,31 @@ import optax
 import bilevel
 from bilevel import hypergradients, inner_solvers, linear_solvers, solvers
 from bilevel.experiments import Run, progress
+from bilevel.hypergradients import Hypergradient
+from bilevel.inner_solvers import InnerSolver
 from examples import data_cleaning_report as report
 from examples.data_cleaning_models import (
     Models,
     Weighted,
     fit,
+    losses,
     losses_of,
     margins,
     mean_losses,
     test_accuracy,
     train_tuned,
-    training_loss,
     weighted,
     zeros,
 )
 from examples.data_cleaning_task import Config, Task, load
 
-METHODS = {  # the inner solver, and the rule that pulls derivatives through it
-    "implicit": (
-        inner_solvers.newton(rtol=0.01),
-        hypergradients.implicit(linear_solvers.cg(rtol=0.03)),
-    ),
-    "nudged": (inner_solvers.newton(), hypergradients.nudged()),
-}
+
+def method(rule: str) -> tuple[InnerSolver, Hypergradient]:
+    """The inner solver, and the rule that pulls derivatives through its argmin."""
+    if rule == "nudged":
+        return inner_solvers.newton(), hypergradients.nudged(0.1)
+    adjoint = linear_solvers.cg(rtol=0.03)
+    return inner_solvers.newton(rtol=0.01), hypergradients.implicit(adjoint)
 
 
 class Cleaning(NamedTuple):
@@ -74,12 +76,15 @@ class Cleaning(NamedTuple):
 
 
 def inner_objective(models: Models, outer: jax.Array, batch: Cleaning) -> jax.Array:
-    """Weighted training losses of all models."""
-    examples = batch.examples
-    ones = jnp.ones(len(examples.weights) - len(outer))
-    learned = jnp.concatenate([jax.nn.sigmoid(outer), ones])
-    weights = examples.weights * learned[:, None]
-    return training_loss(models, batch.penalty, examples._replace(weights=weights))
+    """Means of weighted losses, plus the penalty."""
+    examples, penalty = batch
+    ones = jnp.ones(len(examples.inputs) - len(outer))
+    learned = jnp.concatenate([jax.nn.sigmoid(outer), ones])[:, None]
+    # Divided by the number of examples, not by their weights: what is not known to harm
+    # is worth its weight, for it lets the data speak louder than the penalty.
+    weighted_losses = learned * examples.weights * losses(models, examples)
+    means = weighted_losses.sum(0) / examples.weights.sum(0)
+    return means.sum() + penalty / 2 * jnp.sum(models.kernel**2)
 
 
 def outer_objective(models: Models, outer: jax.Array, batch: Weighted) -> jax.Array:
@@ -145,7 +150,7 @@ def learn_weights(
     num_trials, num_steps = len(clean.penalties), clean.num_steps
     solver = solvers.two_loop(
         bilevel.Problem(inner_objective, outer_objective),
-        *METHODS[clean.rule],
+        *method(clean.rule),
         outer_optimizer=optax.adam(clean.learning_rate),
     )
     models = zeros(clean.num_folds, len(task.mean))

@@ -55,18 +55,21 @@ def scores(models: Models, inputs: jax.Array) -> jax.Array:
     return flat.reshape(len(inputs), -1, NUM_CLASSES)
 
 
-def mean_losses(models: Models, batch: Weighted) -> jax.Array:
-    """`[models]`: weighted means of the cross-entropy."""
+def losses(models: Models, batch: Weighted) -> jax.Array:
+    """Cross-entropies `[n, models]`, not weighted."""
     logits = scores(models, batch.inputs)
     own = jnp.einsum("nmk,nk->nm", logits, batch.targets)
-    losses = jax.nn.logsumexp(logits, axis=-1) - own
-    return (batch.weights * losses).sum(0) / batch.weights.sum(0)
+    return jax.nn.logsumexp(logits, axis=-1) - own
+
+
+def mean_losses(models: Models, batch: Weighted) -> jax.Array:
+    """`[models]`: weighted means of the cross-entropy."""
+    return (batch.weights * losses(models, batch)).sum(0) / batch.weights.sum(0)
 
 
 def training_loss(models: Models, penalty: ArrayLike, batch: Weighted) -> jax.Array:
     """The sum over models, each of which is therefore trained on its own."""
-    size = jnp.sum(models.kernel**2)
-    return mean_losses(models, batch).sum() + penalty / 2 * size
+    return mean_losses(models, batch).sum() + penalty / 2 * jnp.sum(models.kernel**2)
 
 
 fit = jax.jit(bilevel.argmin(training_loss, inner_solvers.newton(rtol=3e-3)))
@@ -86,12 +89,13 @@ def train_tuned(cfg: Config, task: Task, weights: np.ndarray) -> Classifier:
         task: the task.
         weights: `[n]`.
     """
-    left_out = task.folds(cfg.num_folds)
+    is_fitted = weights[task.is_validation].any()
+    left_out = task.folds(cfg.num_folds if is_fitted else 1)
     masks = np.concatenate([~left_out, np.ones((len(left_out), 1))], axis=1)
     batch = weighted(task, weights[:, None] * masks)
     # A last column that is never used: as many as there are models.
     test = weighted(task, np.concatenate([left_out, left_out[:, :1]], axis=1))
-    models = zeros(cfg.num_folds + 1, task.inputs.shape[1])
+    models = zeros(left_out.shape[1] + 1, task.inputs.shape[1])
     best = None
     for penalty in sorted(cfg.penalties, reverse=True):
         models, _ = fit(models, penalty, batch)

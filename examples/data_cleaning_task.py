@@ -31,7 +31,7 @@ class Cleaning:
         3, help="parts of the validation set; a model trains on all but one", minimum=2
     )
     penalties: tuple[float, ...] = config.field(
-        (0.3, 0.1, 0.03), help="L2 penalties to choose from", minimum=0.0
+        (0.1, 0.03), help="L2 penalties to choose from", minimum=0.0
     )
     rule: Literal["implicit", "nudged"] = config.field(
         "implicit", help="how derivatives are pulled back through the inner argmin"

@@ -4,12 +4,12 @@ The state is the argmin of an energy, relaxed by sweeps over even and odd layers
 gradient compares two more relaxations, nudged by +-beta (Laborieux et al. 2021).
 """
 
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags, logging
 
 from bilevel import argmin, datasets, hypergradients, inner_solvers, iterate
 
@@ -30,15 +30,13 @@ start = lambda inputs: [jnp.zeros((len(inputs), size)) for size in SIZES[1:]]
 outputs = lambda params, inputs: relax(start(inputs), params, inputs)[0][-1]
 
 
-def main(seed: int = 0, num_epochs: int = 30) -> None:
-    """`--seed=0` prints the test accuracy: 98.0 +- 0.7 % over seeds 0 to 2, in 10 s."""
-    logging.set_verbosity(logging.WARNING)  # JAX tells what backends it did not find
+def main(seed: int = 0, num_steps: int = 1350) -> None:
+    """Prints the test accuracy: 98.0 +- 0.7 % over seeds 0 to 2; 9 s of CPU time."""
     train, test = jax.tree.map(jnp.asarray, datasets.load_digits(seed))
     key, *keys = jax.random.split(jax.random.key(seed), len(SIZES))
     init = jax.nn.initializers.variance_scaling(0.2, "fan_in", "uniform")
     shapes = zip(keys, SIZES[:-1], SIZES[1:], strict=True)
     params = [(init(key, (m, n)), jnp.zeros(n)) for key, m, n in shapes]
-    num_steps = num_epochs * len(train.labels) // BATCH_SIZE
     adam = optax.adam(optax.cosine_decay_schedule(3e-3, num_steps))
 
     def step(carry: Any) -> Any:
@@ -56,5 +54,4 @@ def main(seed: int = 0, num_epochs: int = 30) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("seed", 0, "Of the split, the weights and the batches.")
-    app.run(lambda _: main(flags.FLAGS.seed))
+    main(*map(int, sys.argv[1:]))  # seed, num_steps

@@ -32,7 +32,7 @@ class Config:
     dataset: Literal["digits", "ijcnn1"] = field("digits", help="digits: odd or even")
     seed: int = field(0, help="of the split into training and validation data")
     hypergradient: Literal["implicit", "nudged"] = field("implicit", help="the rule")
-    beta: float = field(0.03, help="nudge of the nudged rule", minimum=0.0)
+    beta: float = field(1e-3, help="nudge of the nudged rule", minimum=0.0)
     outer_steps: int = field(5, help="points to visit, the first included", minimum=1)
     learning_rate: float = field(2.0, help="of Adam, on log penalties", minimum=0.0)
     initial: float = field(-8.0, help="log penalty of every feature at the start")

@@ -125,13 +125,7 @@ POINTWISE = [
     one_step(),
     nudged(0.1),
     unrolled(mode="forward"),
-    pytest.param(
-        truncated(2),
-        marks=pytest.mark.xfail(
-            reason="truncated: the initial point silently gets a zero gradient",
-            strict=True,
-        ),
-    ),
+    truncated(2),
 ]
 
 

@@ -31,7 +31,9 @@ def penalised(w, x, data):
 def temporary_memory(function: Callable[..., object]) -> int:
     # Data as an argument: a constant would count as part of the program.
     compiled = jax.jit(function).lower(WEIGHTS, WEIGHTS, DATA).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
 
 
 @pytest.mark.parametrize("on_untrustworthy", ["warn", "nan", "ignore"])

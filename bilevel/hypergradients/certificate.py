@@ -52,7 +52,7 @@ class Certificate(NamedTuple):
 # error exceeded it by at most a factor of 2.
 _MARGIN = 3.0
 # Rounding is probed where (rounding unit) * (condition number seen by CG) comes within
-# this factor of the tolerance: CG may see a condition number that is 20 times too small.
+# this factor of the tolerance: CG may see a condition number 20 times too small.
 _PROBE_WITHIN = 100.0
 _NUM_PROBES = 4
 
@@ -128,7 +128,7 @@ class _Comparison(NamedTuple):
 
 
 def _jitter(key: jax.Array, tree: Tree, units: jax.Array) -> Tree:
-    """The floating-point leaves of `tree` moved by up to `units` roundings at random."""
+    """The floats of `tree` moved by up to `units` roundings at random."""
     floats, merge = trees.split_floats(tree)
     keys = jax.random.split(key, len(floats))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from bilevel import inner_solvers, trees
+from bilevel import trees
 from bilevel.derivatives import hvp, mixed_jvp, mixed_vjp, zero_cotangent
 from bilevel.hypergradients import certificate
 from bilevel.hypergradients.base import (
@@ -22,6 +22,7 @@ from bilevel.hypergradients.base import (
     Trust,
     optimality,
 )
+from bilevel.inner_solvers import base as driver
 from bilevel.inner_solvers.base import InnerInfo
 from bilevel.linear_solvers import LinearInfo, LinearSolver, cg, normal_cg
 from bilevel.trees import Tree
@@ -163,7 +164,7 @@ def implicit_function(
 
     @jax.custom_jvp
     def solution(inner: Tree, theta: Theta) -> tuple[Tree, InnerInfo]:
-        return inner_solvers.base.solve(problem.solver, problem.oracle, inner, theta)
+        return driver.solve(problem.solver, problem.oracle, inner, theta)
 
     def rule(primals: Any, tangents: Any) -> Any:
         inner0, theta = primals

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import inner_solvers, trees
+from bilevel import trees
 from bilevel.derivatives import Oracle, mixed_vjp, penalised, tilted
 from bilevel.hypergradients.attach import by_pullback
 from bilevel.hypergradients.base import (
@@ -22,6 +22,7 @@ from bilevel.hypergradients.base import (
     no_memory,
 )
 from bilevel.hypergradients.implicit import implicit_forward
+from bilevel.inner_solvers import base as driver
 from bilevel.inner_solvers.base import InnerInfo
 from bilevel.trees import Tree
 
@@ -40,7 +41,7 @@ def nudged(
 ) -> Hypergradient:
     """Compares the solution with that of a nudged inner problem; no second derivatives.
 
-    With w_b = argmin of G + b F (or of its linearisation G + b <v, w>), the pull-back is
+    With w_b = argmin of G + b F (or its linearisation G + b <v, w>), the pull-back is
 
         one-sided   [dG/dx(w_b) - dG/dx(w_0)] / b           error O(b)
         centred     [dG/dx(w_b) - dG/dx(w_-b)] / (2 b)      error O(b^2)
@@ -208,9 +209,7 @@ def _contrast(
     theta = active.build(active.values)
 
     def at(s: jax.Array) -> _Sample:
-        state, info = inner_solvers.base.solve(
-            problem.solver, nudge.oracle(s), inner, theta
-        )
+        state, info = driver.solve(problem.solver, nudge.oracle(s), inner, theta)
         residual = info.residual_norm / (jnp.abs(s) * nudge.size)
         gradient = nudge.gradient(state, s)
         return _Sample(gradient, residual, info.num_steps, info.converged)
@@ -266,7 +265,7 @@ def _by_element(
 
     def state(t: Tree) -> tuple[Tree, InnerInfo]:
         oracle = tilted(problem.oracle, t)
-        return inner_solvers.base.solve(problem.solver, oracle, inner, theta)
+        return driver.solve(problem.solver, oracle, inner, theta)
 
     moved, info = state(tilts)
     none = trees.zeros_like(inner)

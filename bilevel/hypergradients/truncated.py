@@ -58,8 +58,8 @@ def truncated(
     def run(
         problem: InnerProblem, inner0: Tree, theta: Theta
     ) -> tuple[Tree, InnerInfo]:
-        detached = problem.solver.max_steps - num_steps
-        if detached < 0:
+        before = problem.solver.max_steps - num_steps
+        if before < 0:
             raise ValueError(
                 f"truncated: num_steps={num_steps} exceeds the inner solver's "
                 f"max_steps={problem.solver.max_steps}."
@@ -69,7 +69,7 @@ def truncated(
             detached(inner0, "truncated"),
             theta,
             num_steps=num_steps,
-            detached_steps=detached,
+            detached_steps=before,
             rematerialize=rematerialize,
         )
 

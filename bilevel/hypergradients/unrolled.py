@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from bilevel import inner_solvers, trees
+from bilevel import trees
 from bilevel.derivatives import symmetric_gradient
 from bilevel.hypergradients.attach import by_program, by_pullback
 from bilevel.hypergradients.base import (
@@ -20,6 +20,7 @@ from bilevel.hypergradients.base import (
     no_memory,
     plain_info,
 )
+from bilevel.inner_solvers import base as driver
 from bilevel.inner_solvers.base import InnerInfo
 from bilevel.iteration import Rematerialize
 from bilevel.trees import Tree
@@ -174,14 +175,14 @@ def run_steps(
                 symmetric_gradient(oracle.value)(w, t),
             ),
         )
-    carry = inner_solvers.base.start(solver, oracle, inner0, theta)
+    carry = driver.start(solver, oracle, inner0, theta)
     if detached_steps:
         frozen = jax.lax.stop_gradient((carry, theta))
-        carry = inner_solvers.base.trajectory(
+        carry = driver.trajectory(
             solver, oracle, frozen[0], frozen[1], num_steps=detached_steps
         )
         carry = jax.lax.stop_gradient(carry)
-    carry = inner_solvers.base.trajectory(
+    carry = driver.trajectory(
         solver,
         oracle,
         carry,
@@ -189,7 +190,7 @@ def run_steps(
         num_steps=num_steps,
         rematerialize=rematerialize,
     )
-    info = inner_solvers.base.report(
+    info = driver.report(
         solver,
         oracle,
         *jax.lax.stop_gradient((carry, theta)),

@@ -54,10 +54,11 @@ def block_coordinate(
         ... )
     """
     check_limits("block_coordinate", max_steps, rtol)
-    smooth = isinstance(update, int | float)
-    if smooth and not update > 0:
+    step_size = update if isinstance(update, int | float) else None
+    smooth = step_size is not None
+    if step_size is not None and not step_size > 0:
         raise ValueError(
-            f"block_coordinate: the step size must be positive, got {update}."
+            f"block_coordinate: the step size must be positive, got {step_size}."
         )
 
     def apply(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -89,7 +90,7 @@ def block_coordinate(
             gradients = jax.grad(at)(parts)
             inner = _with(inner, jax.tree.map(apply, parts, gradients))
         # What the sweep moved is zero where the optimality map is, and costs nothing.
-        moved = trees.norm(trees.sub(inner, before)) / (update if smooth else 1)
+        moved = trees.norm(trees.sub(inner, before)) / (step_size or 1)
         scale = trees.norm(before)
         info = StepInfo(moved, scale, jnp.zeros((), bool))
         return inner, state, info

@@ -23,10 +23,10 @@ def cg(
     Stops when the estimated error of the solution, |r| / (mu |u|), is at most `rtol`;
     mu is the smallest Ritz value so far, so that the residual is pushed further down
     the worse the matrix is conditioned.  It also stops where rounding lets nothing
-    improve any more, |r| <= 1e-3 eps L |u|; `error` then tells what was reached.  Everything
-    is relative: multiplying the problem by a constant changes nothing.  A direction
-    with p'Ap <= 0 (an indefinite Hessian) ends the solve with the iterate before it and
-    `positive_definite=False`.
+    improve any more, |r| <= 1e-3 eps L |u|; `error` then tells what was reached.
+    Everything is relative: multiplying the problem by a constant changes nothing.
+    A direction with p'Ap <= 0 (an indefinite Hessian) ends the solve with the iterate
+    before it and `positive_definite=False`.
 
     Args:
         rtol: tolerance on the relative error of the solution; None means 1e-7 in

@@ -129,7 +129,9 @@ ROWS = (
     ),
     Row(
         "nudged, per element",
-        _constant(hypergradients.nudged(tilt=lambda w, x, v: 0.1 * jnp.ones_like(w))),
+        _constant(
+            hypergradients.nudged(tilt=lambda w, x, v: jax.tree.map(jnp.ones_like, w))
+        ),
         data=separable_data,
     ),
 )
@@ -390,14 +392,16 @@ class Network(nnx.Module):
         return self.linear(self.dropout(hidden, rngs=nnx.Rngs(dropout=key)))
 
 
-def check_nnx(row: Row) -> None:
+def check_nnx(row: Row, copy: bool = True) -> None:
     data = row.data(0)
     network = Network(nnx.Rngs(0))
     graph, params, rest = nnx.split(network, nnx.Param, ...)
+    # nnx keeps statistics in float32, whatever `param_dtype`.
+    rest = jax.tree.map(lambda x: x.astype(jnp.float64), rest)
     batch = {"data": data, "key": jax.random.key(3), "rest": rest}
 
     def apply(w: Any, batch: Any) -> Any:
-        model = nnx.merge(graph, w, batch["rest"], copy=True)
+        model = nnx.merge(graph, w, batch["rest"], copy=copy)
         outputs = model(batch["data"].features, batch["key"])
         return model, outputs, nnx.split(model, nnx.Param, ...)[2]
 
@@ -543,7 +547,6 @@ BUGS = {
     ("unrolled, forward mode", "vmap over problems"): (
         "without anything to differentiate, forward mode takes the jacobian in nothing"
     ),
-    ("truncated", "gradient for the start"): "zero instead of an error",
 }
 
 CELLS = [
@@ -572,6 +575,15 @@ def test_cell(row: Row, column: str):
             COLUMNS[column](row)
 
 
+@pytest.mark.xfail(
+    reason="the outer objective gets the variables of the batch themselves, and nnx "
+    "refuses to update them inside of jax.grad; rebuilding the batch there would do",
+    strict=True,
+)
+def test_nnx_state_in_the_batch_needs_no_copy():
+    check_nnx(ROWS[0], copy=False)
+
+
 def test_every_rule_has_a_row():
     names = {row.rule(row.nudge or 0.1).name for row in ROWS}
     factories = {name for name in hypergradients.__all__ if name.islower()}
@@ -580,13 +592,13 @@ def test_every_rule_has_a_row():
 
 # README's copy.
 
-MARKER = "<!-- rules-table -->"
+BEGIN, END = "<!-- rules-table -->", "<!-- /rules-table -->"
 NOTES = """\
-`TypeError`: the rule defines a pull-back only, so JAX refuses forward mode (a Hessian
-is forward over reverse, and works). `ValueError`: the rule gives the derivative of the
-argmin, which does not depend on the start; use `unrolled()` for MAML. *flagged*: a full
-nudge knows multiples of dF/dw only, other cotangents are untrustworthy: a warning, or
-NaN, as `on_untrustworthy` says."""
+`TypeError`: the rule defines a pull-back only, and JAX refuses forward mode; the
+Hessian, forward over reverse, works all the same, but not in mixed mode. `ValueError`:
+the rule gives the derivative of the argmin, which does not depend on the start; use
+`unrolled()` for MAML. *flagged*: a full nudge knows multiples of dF/dw only; other
+cotangents are untrustworthy: a warning, or NaN, as `on_untrustworthy` says."""
 
 
 def table() -> str:
@@ -605,9 +617,11 @@ def table() -> str:
 def test_readme_holds_this_table():
     readme = Path(__file__).parents[2] / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    if MARKER not in text:
-        pytest.skip(f"README.md has no marker {MARKER} yet")
-    assert table() in text.split(MARKER, 1)[1]
+    if BEGIN not in text:
+        pytest.skip(f"README.md has no marker {BEGIN}")
+    copy = text.split(BEGIN, 1)[1].split(END, 1)[0]
+    # Otherwise: python tests/hypergradients/test_contracts.py, and paste.
+    assert copy.strip() == table()
 
 
 if __name__ == "__main__":
