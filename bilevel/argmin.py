@@ -237,7 +237,8 @@ def _evaluate(
         readout=lambda w, t: outer_objective(w, t.outer)[0],
         gradient=gradients,
     )
-    start = rule.init(inner) if memory is None else memory
+    # Nothing to start from is not zero: that would cost a product with H.
+    start = () if memory is None else memory
     result = rule.pullback(lower, inner, active, saved, upper, start)
     if rtol is not None:
         report = certificate.certify(lower, inner, active, upper, result, rtol)

@@ -133,5 +133,9 @@ def require_like(got: Tree, expected: Tree, name: str, like: str) -> None:
 
 
 def as_arrays(tree: Tree) -> Tree:
-    """Turns Python floats and NumPy arrays into jax arrays; all else stays."""
-    return jax.tree.map(jnp.asarray, tree)
+    """Turns floats and NumPy arrays into jax arrays, and weak types into strong ones.
+
+    A weakly typed state would come back strongly typed from its first update, and be
+    compiled for twice.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), tree)

@@ -80,8 +80,8 @@ def inner_objective(models: Models, outer: jax.Array, batch: Cleaning) -> jax.Ar
     examples, penalty = batch
     ones = jnp.ones(len(examples.inputs) - len(outer))
     learned = jnp.concatenate([jax.nn.sigmoid(outer), ones])[:, None]
-    # Divided by the number of examples, not by their weights: what is not known to harm
-    # is worth its weight, for it lets the data speak louder than the penalty.
+    # Divided by the number of examples, not by the sum of weights: to drop an example
+    # costs weight against the penalty, so that correct labels are not dropped idly.
     weighted_losses = learned * examples.weights * losses(models, examples)
     means = weighted_losses.sum(0) / examples.weights.sum(0)
     return means.sum() + penalty / 2 * jnp.sum(models.kernel**2)
@@ -113,7 +113,7 @@ def quality(
     model, _ = fit(start, penalty, weighted(task, kept[:, None]))
     unseen = task.is_validation & ~used
     loss = float(losses_of(model, weighted(task, unseen[:, None]))[0])
-    found = report.detection(logits < 0, task.is_wrong)
+    found = report.detection(logits <= 0, task.is_wrong)
     return report.Quality(loss, test_accuracy(model, task), found.f1)
 
 

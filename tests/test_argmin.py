@@ -235,7 +235,7 @@ def test_outer_aux_and_no_certificate():
     ids=["truncated", "nudged", "implicit"],
 )
 def test_estimated_error_is_that_against_the_argmin(rule: Any, max_steps: int):
-    solver = DESCENT._replace(max_steps=max_steps)
+    solver = DESCENT._replace(max_steps=max_steps, rtol=1e-10)
     evaluate = jax.jit(bilevel.value_and_hypergradient(PROBLEM, solver, rule))
     out = evaluate(START, OUTER, BATCHES)
     inner = ridge_solution(OUTER, DATA)

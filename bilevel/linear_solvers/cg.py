@@ -143,22 +143,31 @@ def conjugate_gradients(
     def apply(u: Tree) -> Tree:
         return trees.axpy(damping, u, matvec(u)) if damping else matvec(u)
 
+    zero = jnp.zeros((), trees.real_dtype(b))
     if initial is None:
-        start, residual = trees.zeros_like(b), b
+        start, residual, inverse_quotient = trees.zeros_like(b), b, zero
     else:
         start = trees.scale(1 / jnp.where(scale > 0, scale, 1), initial)
-        residual = trees.sub(b, apply(start))
+        product = apply(start)
+        residual = trees.sub(b, product)
+        # After a good guess the residual lives on large eigenvalues; that there are
+        # small ones, only the guess still knows.
+        quotient = trees.dot(start, product)
+        squared = trees.dot(start, start)
+        inverse_quotient = squared / jnp.where(quotient > 0, quotient, jnp.inf)
 
     def error(s: _State) -> jax.Array:
+        known = (s.ritz.inverse_norm2 > 0) & (s.solution_norm > 0)  # after a step
+        safe = jnp.where(known, s.solution_norm, 1)
         if precondition is None:
-            bound, size = s.residual_norm * s.ritz.inverse_norm2, s.solution_norm
-        else:  # both in the energy norm, which needs no product with the inverse of M
+            inverse = jnp.maximum(s.ritz.inverse_norm2, inverse_quotient)
+            relative = s.residual_norm * inverse / safe
+        else:  # in the energy norm, which needs no product with the inverse of M
             energy = trees.dot(s.solution, trees.sub(b, s.residual))
-            bound = jnp.sqrt(jnp.abs(s.rho) * s.ritz.inverse_norm2)
-            size = jnp.sqrt(jnp.maximum(energy, 0))
-        # Before the first step nothing is known of A.
-        known = (s.ritz.inverse_norm2 > 0) & (size > 0)
-        return jnp.where(known, bound / jnp.where(known, size, 1), jnp.inf)
+            bound = jnp.abs(s.rho) * s.ritz.inverse_norm2
+            relative = jnp.sqrt(bound / jnp.where(energy > 0, energy, 1))
+            relative = jnp.maximum(relative, s.residual_norm * inverse_quotient / safe)
+        return jnp.where(known, relative, jnp.inf)
 
     def met(s: _State) -> jax.Array:
         # The recursive residual keeps falling where the true one, about eps L |u|, does
@@ -192,7 +201,6 @@ def conjugate_gradients(
         )
 
     z = inverse(residual)
-    zero = jnp.zeros((), trees.real_dtype(b))
     state = _State(
         solution=start,
         residual=residual,
