@@ -32,7 +32,7 @@ def network(weights: list, x: jax.Array, seen: jax.Array) -> jax.Array:
 
 
 def main(seed: int = 0, num_steps: int = 1400) -> None:
-    """Prints the test accuracy: 98.0 +- 0.7 % over seeds 0 to 2; 15 s of CPU time."""
+    """Prints the test accuracy: 97.4 ± 0.9 % over seeds 0 to 2; 15 s of CPU time."""
     train, test = jax.tree.map(jnp.asarray, datasets.load_digits(seed))
     key, *keys = jax.random.split(jax.random.key(seed), 1 + len(SHAPES))
     x = [jax.random.uniform(k, s, minval=-1) for k, s in zip(keys, SHAPES, strict=True)]

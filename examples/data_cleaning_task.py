@@ -26,7 +26,7 @@ class Cleaning:
     )
     learning_rate: float = config.field(0.1, help="of Adam on the logits", minimum=0.0)
     num_steps: int = config.field(10, help="outer steps", minimum=1)
-    chunk_size: int = config.field(5, help="outer steps between two looks", minimum=1)
+    chunk_size: int = config.field(2, help="outer steps between two looks", minimum=1)
     num_folds: int = config.field(
         3, help="parts of the validation set; a model trains on all but one", minimum=2
     )

@@ -87,7 +87,8 @@ def nudged(
     Example:
         >>> rule = nudged(0.01, centred=True)
     """
-    _check(beta, centred, linearised, richardson, tilt)
+    plain = centred and linearised and normalise and not richardson
+    _check(beta, centred, tilt, plain)
 
     def pullback(
         problem: InnerProblem,
@@ -294,18 +295,12 @@ def _by_element(
     return Pullback(trees.scale(-1.0, pulled), (), report)
 
 
-def _check(
-    beta: float | None,
-    centred: bool,
-    linearised: bool,
-    richardson: bool,
-    tilt: Tilt | None,
-) -> None:
+def _check(beta: float | None, centred: bool, tilt: Tilt | None, plain: bool) -> None:
     if tilt is not None:
-        if beta is not None or not linearised or richardson:
+        if beta is not None or not plain:
             raise ValueError(
-                "nudged: tilt chooses the nudge of every element; leave beta, "
-                "linearised and richardson out."
+                "nudged: tilt chooses the nudge of every element; leave beta and all "
+                "other arguments out."
             )
         return
     if beta is None or beta == 0 or not math.isfinite(beta):

@@ -102,11 +102,14 @@ def solve(
     Not differentiable in reverse mode: a pull-back rule does that.  Cost: the steps,
     and one optimality map for the final residual.
     """
+    first = start(solver, oracle, inner, theta)
+    if solver.closed_form:
+        carry = advance(solver, oracle, first, theta)
+        return carry.inner, report(solver, oracle, carry, theta, 1)
     rtol = tolerance(solver, inner)
-
     carry, num_steps = iterate_until(
         lambda c: advance(solver, oracle, c, theta),
-        start(solver, oracle, inner, theta),
+        first,
         lambda c: ~(c.relative > rtol) | c.stalled,
         max_steps=solver.max_steps,
     )

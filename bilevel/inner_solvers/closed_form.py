@@ -1,7 +1,6 @@
 """A user's function that already returns the solution."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,8 +87,3 @@ def closed_form(
         rtol=None,
         closed_form=True,
     )
-
-
-def exact(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> Any:
-    """The solution of a closed-form solver, without the report."""
-    return solver.step(oracle, inner, (), theta)[0]
