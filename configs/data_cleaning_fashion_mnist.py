@@ -1,4 +1,8 @@
-"""Data cleaning on Fashion-MNIST; needs the four original files (see `--data_dir`)."""
+"""Data cleaning on Fashion-MNIST; needs the four original files.
+
+Run `python examples/data_cleaning.py --config=configs/data_cleaning_fashion_mnist.py
+--data_dir=...`: 1 to 2 minutes on 2 cores.
+"""
 
 from examples.data_cleaning_task import Config
 

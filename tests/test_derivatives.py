@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from reference_problems import distance
 
 from bilevel import derivatives, trees
-from reference_problems import distance
 
 KEY = jax.random.key(0)
 INNER = {"a": jax.random.normal(KEY, (2, 2)), "b": jnp.array([0.3, -0.2])}

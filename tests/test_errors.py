@@ -120,6 +120,25 @@ def test_outer_variable_that_the_inner_solution_does_not_depend_on():
         )
 
 
+@pytest.mark.xfail(
+    reason="argmin: value_and_hypergradient raises here, jax.grad over argmin returns "
+    "zero without a word, whatever on_untrustworthy says",
+    strict=True,
+)
+def test_gradient_of_an_argmin_that_does_not_depend_on_the_outer_variable():
+    solve = bilevel.argmin(free_of_outer, DESCENT)
+    with pytest.raises(ValueError, match="does not depend on the outer variable"):
+        jax.jit(jax.grad(lambda x: jnp.sum(solve(START, x, DATA)[0])))(OUTER)
+
+
+@pytest.mark.xfail(
+    reason="argmin: max() of an empty sequence, for want of a check", strict=True
+)
+def test_inner_variable_without_leaves():
+    with pytest.raises(ValueError, match="inner variable has no leaves"):
+        bilevel.argmin(lambda w, x, b: jnp.sum(x))({}, OUTER)
+
+
 POINTWISE = [
     implicit(),
     one_step(),
