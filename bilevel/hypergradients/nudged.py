@@ -304,7 +304,10 @@ def _check(beta: float | None, centred: bool, tilt: Tilt | None, plain: bool) ->
             )
         return
     if beta is None or beta == 0 or not math.isfinite(beta):
-        raise ValueError(f"nudged: beta must be finite and not 0, got {beta}.")
+        raise ValueError(
+            "nudged: pass beta, the strength of the nudge, finite and not 0 (0.01, "
+            f"say), or tilt; got beta={beta}."
+        )
     if centred and beta < 0:
         raise ValueError(
             "nudged: a centred nudge takes both signs of beta; give it as positive, or "
