@@ -16,6 +16,7 @@ from bilevel.hypergradients.base import (
     PullbackInfo,
     Theta,
     Trust,
+    require_dependence,
 )
 from bilevel.inner_solvers import InnerInfo, InnerSolver
 from bilevel.problem import Batches, Objective, Problem
@@ -221,7 +222,9 @@ def _evaluate(
     inner, info, saved = rule.forward(lower, inner0, active)
 
     def outer_objective(w: Tree, x: Tree) -> tuple[jax.Array, Any]:
-        out = problem.outer_objective(w, x, batches.outer)
+        # nnx variables must belong to the trace they are used in; a copy does.
+        batch = jax.tree.map(lambda leaf: leaf, batches.outer)
+        out = problem.outer_objective(w, x, batch)
         return out if problem.outer_has_aux else (out, None)
 
     (value, aux), (cotangent, direct) = jax.value_and_grad(
@@ -290,6 +293,8 @@ def _with_readout(
 
 def _checked_inner(inner0: Tree) -> Tree:
     trees.require_float(inner0, "inner")
+    if not jax.tree.leaves(inner0):
+        raise ValueError("the inner variable has no leaves: nothing to minimise over.")
     return trees.as_arrays(inner0)
 
 
@@ -349,18 +354,7 @@ def _check_objective(
 
 
 def _require_dependence(problem: InnerProblem, inner0: Tree, theta: Theta) -> None:
-    def of_outer(inner: Tree, outer: Tree) -> Tree:
-        return problem.solver.optimality(
-            problem.oracle, inner, theta._replace(outer=outer)
-        )
-
     if not jax.tree.leaves(theta.outer):
         raise ValueError("the outer variable has no leaves: nothing to differentiate.")
-    if not closures.depends_on(of_outer, (inner0, theta.outer), 1):
-        raise ValueError(
-            "the inner solution does not depend on the outer variable: the gradient of "
-            "the inner objective contains no leaf of it, so that the hypergradient "
-            "through the argmin would be zero. Check that the inner objective uses its "
-            "second argument. An outer variable that enters only through the initial "
-            "point (MAML) needs hypergradients.unrolled() and jax.grad over argmin."
-        )
+    outer = Active(theta.outer, lambda values: theta._replace(outer=values))
+    require_dependence(problem, inner0, outer)

@@ -280,23 +280,7 @@ def test_untrustworthy_gradients_warn(rule: Any, max_steps: int):
     assert bool(jnp.all(jnp.isfinite(loud)))
 
 
-@pytest.mark.parametrize(
-    ("rule", "max_steps"),
-    [
-        BAD[0],
-        pytest.param(
-            unrolled(),
-            3,
-            id="unrolled",
-            marks=pytest.mark.xfail(
-                reason="where(ok, t, nan) is transposed to where(ok, v, 0): the part "
-                "through the argmin is silently zero",
-                strict=True,
-            ),
-        ),
-        BAD[2],
-    ],
-)
+@pytest.mark.parametrize(("rule", "max_steps"), BAD[:3])
 def test_untrustworthy_gradients_are_nan_on_request(rule: Any, max_steps: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -22,6 +22,7 @@ from bilevel.hypergradients.base import (
     Outer,
     Theta,
     Trust,
+    require_dependence,
 )
 from bilevel.inner_solvers.base import InnerInfo
 from bilevel.trees import Tree
@@ -54,6 +55,8 @@ def by_pullback(
             raise ValueError(INITIAL_POINT.format(name=rule.name))
         leaves, flags = _split(theta)
         active = _select(leaves, flags)
+        if any(flags) and trust.on_untrustworthy != "ignore":
+            require_dependence(problem, start, active)
         inner, info, saved = forward_pass(start, leaves, active)
 
         def backward(

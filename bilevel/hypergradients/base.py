@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import trees
+from bilevel import closures, trees
 from bilevel.derivatives import Oracle
 from bilevel.inner_solvers.base import InnerInfo, InnerSolver
 from bilevel.trees import Tree
@@ -170,6 +170,19 @@ def optimality(problem: InnerProblem, active: Active) -> Callable[[Tree, Tree], 
     return lambda inner, values: problem.solver.optimality(
         problem.oracle, inner, active.build(values)
     )
+
+
+def require_dependence(problem: InnerProblem, inner: Tree, active: Active) -> None:
+    """Raises `ValueError` if the solution cannot depend on what is differentiated."""
+    residual = optimality(problem, active)
+    if not closures.depends_on(residual, (inner, active.values), 1):
+        raise ValueError(
+            "the inner solution does not depend on the outer variable: the gradient of "
+            "the inner objective contains no leaf of it, so that the hypergradient "
+            "through the argmin would be zero. Check that the inner objective uses its "
+            "second argument. An outer variable that enters only through the initial "
+            "point (MAML) needs hypergradients.unrolled() and jax.grad over argmin."
+        )
 
 
 INITIAL_POINT = (

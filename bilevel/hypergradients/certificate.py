@@ -231,9 +231,9 @@ def _transpose(
 def enforce(tree: Tree, report: Certificate, trust: Trust, rule: str) -> Tree:
     """Carries out `on_untrustworthy`: returns `tree`, with a warning, or NaN."""
     if trust.on_untrustworthy == "nan":
-        return jax.tree.map(
-            lambda x: jnp.where(report.trustworthy, x, jnp.nan).astype(x.dtype), tree
-        )
+        # A factor, not a choice: transposed, `where(ok, x, nan)` would return zeros.
+        factor = jnp.where(report.trustworthy, 1, jnp.nan)
+        return jax.tree.map(lambda x: x * factor.astype(x.dtype), tree)
     if trust.on_untrustworthy == "warn":
         jax.debug.callback(
             lambda ok, error: _warn(bool(ok), float(error), trust.rtol, rule),

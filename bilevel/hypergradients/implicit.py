@@ -21,6 +21,7 @@ from bilevel.hypergradients.base import (
     Theta,
     Trust,
     optimality,
+    require_dependence,
 )
 from bilevel.inner_solvers import base as driver
 from bilevel.inner_solvers.base import InnerInfo
@@ -132,7 +133,8 @@ def implicit(
             theta = active.build(active.values)
             return linear.solve(matvec, tangent, None, precondition(inner, theta))[0]
 
-        return implicit_function(problem, tangent_solve, adjoint_solve)
+        strict = trust.on_untrustworthy != "ignore"
+        return implicit_function(problem, tangent_solve, adjoint_solve, strict=strict)
 
     return Hypergradient(
         name="implicit",
@@ -149,6 +151,8 @@ def implicit_function(
     problem: InnerProblem,
     tangent_solve: Callable[[Tree, Active, Tree, Callable], Tree],
     adjoint_solve: Callable[[Tree, Active, Tree, Callable], Tree],
+    *,
+    strict: bool = False,
 ) -> Callable[[Tree, Theta], tuple[Tree, InnerInfo]]:
     """The solution as a function of theta, differentiated by the implicit theorem.
 
@@ -160,6 +164,7 @@ def implicit_function(
         problem: the inner problem.
         tangent_solve: `(inner, active, rhs, matvec) -> A^-1 rhs`.
         adjoint_solve: `(inner, active, rhs, matvec) -> A'^-1 rhs`; `matvec` is A'.
+        strict: raise where nothing that is differentiated can change the solution.
     """
 
     @jax.custom_jvp
@@ -173,6 +178,8 @@ def implicit_function(
             raise ValueError(INITIAL_POINT.format(name="implicit"))
         inner, info = solution(inner0, theta)
         active, direction = _perturbed(theta, _leaves(tangents_theta))
+        if strict:
+            require_dependence(problem, inner, active)
         residual = optimality(problem, active)
         rhs = mixed_jvp(residual, inner, active.values, direction)
         matvec = hvp(residual, inner, active.values)

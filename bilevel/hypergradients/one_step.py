@@ -65,10 +65,9 @@ def one_step() -> Hypergradient:
 
         def step(values: Tree) -> Tree:
             theta = active.build(values)
-            frozen = jax.lax.stop_gradient(inner)
-            return solver.step(
-                oracle, frozen, solver.init(oracle, frozen, theta), theta
-            )[0]
+            return solver.step(oracle, inner, solver.init(oracle, inner, theta), theta)[
+                0
+            ]
 
         cotangent = jax.vjp(step, active.values)[1](outer.cotangent)[0]
         return Pullback(cotangent, (), plain_info(inner))

@@ -17,7 +17,7 @@ from bilevel.hypergradients.base import (
     no_memory,
     plain_info,
 )
-from bilevel.hypergradients.unrolled import run_steps
+from bilevel.hypergradients.unrolled import check_rematerialize, run_steps
 from bilevel.inner_solvers.base import InnerInfo
 from bilevel.iteration import Rematerialize
 from bilevel.trees import Tree
@@ -52,6 +52,7 @@ def truncated(
     Example:
         >>> rule = truncated(20)
     """
+    check_rematerialize("truncated", rematerialize)
     if not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(f"truncated: num_steps must be an integer >= 1: {num_steps}.")
 

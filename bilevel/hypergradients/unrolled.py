@@ -72,11 +72,7 @@ def unrolled(
         raise ValueError(
             f'unrolled: mode must be "reverse" or "forward", got {mode!r}.'
         )
-    if rematerialize not in ("none", "step", "segments"):
-        raise ValueError(
-            'unrolled: rematerialize must be "none", "step" or "segments", got '
-            f"{rematerialize!r}."
-        )
+    check_rematerialize("unrolled", rematerialize)
     if mode == "forward" and (rematerialize != "none" or mixed_mode):
         raise ValueError(
             "unrolled: forward mode stores no trajectory; leave rematerialize and "
@@ -102,6 +98,8 @@ def unrolled(
         def of_active(values: Tree) -> tuple[Tree, InnerInfo]:
             return run(problem, inner0, active.build(values))
 
+        if not jax.tree.leaves(active.values):  # nothing asks for a derivative
+            return *of_active(active.values), None
         if mode == "reverse":
             inner, pull, info = jax.vjp(of_active, active.values, has_aux=True)
             return inner, info, pull
@@ -145,6 +143,15 @@ def unrolled(
         exact=False,
     )
     return rule
+
+
+def check_rematerialize(name: str, rematerialize: str) -> None:
+    """Raises `ValueError` for an unknown memory mode."""
+    if rematerialize not in ("none", "step", "segments"):
+        raise ValueError(
+            f'{name}: rematerialize must be "none", "step" or "segments", got '
+            f"{rematerialize!r}."
+        )
 
 
 def run_steps(

@@ -228,7 +228,8 @@ def conjugate_gradients(
         residual_norm=residual_norm,
         error=jnp.where(is_zero | (residual_norm == 0), 0, error(final)),
         num_steps=num_steps,
-        converged=is_zero | (met(state) & ~state.indefinite),
+        converged=is_zero
+        | (met(state) & ~state.indefinite & jnp.isfinite(residual_norm)),
         positive_definite=~state.indefinite,
         smallest=1 / jnp.where(num_steps > 0, state.ritz.inverse_norm2, jnp.nan),
         largest=jnp.where(num_steps > 0, state.largest, jnp.nan),

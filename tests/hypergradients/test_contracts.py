@@ -540,26 +540,8 @@ def refusal(row: str, column: str) -> Refusal | None:
     return None
 
 
-ONE_STEP = "one_step freezes w in the step: its pull-back forgets how J changes with w"
-BUGS = {
-    ("one step", "hessian"): ONE_STEP,
-    ("one step", "jacfwd of the hypergradient"): ONE_STEP,
-    ("unrolled, forward mode", "vmap over problems"): (
-        "without anything to differentiate, forward mode takes the jacobian in nothing"
-    ),
-}
-
 CELLS = [
-    pytest.param(
-        row,
-        column,
-        id=f"{row.name}-{column}",
-        marks=pytest.mark.xfail(
-            (row.name, column) in BUGS,
-            reason=BUGS.get((row.name, column), ""),
-            strict=True,
-        ),
-    )
+    pytest.param(row, column, id=f"{row.name}-{column}")
     for row in ROWS
     for column in COLUMNS
 ]

@@ -167,21 +167,7 @@ def test_multiplying_the_problem_by_a_constant_changes_nothing(factory: Callable
         )
 
 
-@pytest.mark.parametrize(
-    "factory",
-    [
-        pytest.param(
-            f,
-            id=name,
-            marks=pytest.mark.xfail(
-                name in ("cg", "normal_cg"),
-                reason="cg: `met` is ~(error > rtol), so a NaN counts as converged",
-                strict=True,
-            ),
-        )
-        for name, f in ROWS
-    ],
-)
+@every_solver
 def test_nan_ends_the_solve_and_is_reported(factory: Callable):
     rhs = jax.tree.map(lambda x: x * jnp.nan, RHS)
     solution, info = solve(factory(2.0), MATRIX, rhs)
