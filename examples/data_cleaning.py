@@ -20,9 +20,10 @@ What is chosen on what: the L2 penalty of every row of the table by cross-valida
 the validation set (rows that do not train on it: by the loss there).  The penalty under
 which the weights are learned: by trial runs that do not see the last fifth of the
 validation set, on the loss there.  The number of steps is fixed; it was chosen on other
-splits of the training images.  Test data choose nothing in this program; its authors saw
-test figures of seeds 0 to 4 while they wrote it, which is why the configs quote seeds 10
-to 14, run once and afterwards.  The labels that "filter" and "bilevel" keep were found with the whole validation set, so that their cross-validated
+splits of the training images.  Test data choose nothing in this program; its authors
+saw test figures of seeds 0 to 4 while they wrote it, and README says which of its
+figures come from seeds 10 to 14, run once and afterwards.  The labels that "filter" and
+"bilevel" keep were found with the whole validation set, so that their cross-validated
 losses are somewhat optimistic; only test accuracies compare rows.
 
 "oracle" trains on the labels that are correct, and like the other rows on the

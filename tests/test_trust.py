@@ -127,7 +127,7 @@ def evaluate(compiled, case: Case, dtype):
 
 
 def judge(compiled, cases, dtype):
-    """Counts: trusted although wrong, accurate, accurate but not trusted, not finite."""
+    """Counts: trusted but wrong, accurate, accurate but not trusted, not finite."""
     rtol = RTOL[dtype]
     wrong = accurate = alarms = broken = 0
     for case in cases:

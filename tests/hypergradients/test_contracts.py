@@ -392,7 +392,7 @@ class Network(nnx.Module):
         return self.linear(self.dropout(hidden, rngs=nnx.Rngs(dropout=key)))
 
 
-def check_nnx(row: Row, copy: bool = True) -> None:
+def check_nnx(row: Row) -> None:
     data = row.data(0)
     network = Network(nnx.Rngs(0))
     graph, params, rest = nnx.split(network, nnx.Param, ...)
@@ -401,7 +401,7 @@ def check_nnx(row: Row, copy: bool = True) -> None:
     batch = {"data": data, "key": jax.random.key(3), "rest": rest}
 
     def apply(w: Any, batch: Any) -> Any:
-        model = nnx.merge(graph, w, batch["rest"], copy=copy)
+        model = nnx.merge(graph, w, batch["rest"], copy=True)
         outputs = model(batch["data"].features, batch["key"])
         return model, outputs, nnx.split(model, nnx.Param, ...)[2]
 
@@ -555,15 +555,6 @@ def test_cell(row: Row, column: str):
     else:
         with pytest.raises(expected.error, match=expected.message):
             COLUMNS[column](row)
-
-
-@pytest.mark.xfail(
-    reason="the outer objective gets the variables of the batch themselves, and nnx "
-    "refuses to update them inside of jax.grad; rebuilding the batch there would do",
-    strict=True,
-)
-def test_nnx_state_in_the_batch_needs_no_copy():
-    check_nnx(ROWS[0], copy=False)
 
 
 def test_every_rule_has_a_row():
