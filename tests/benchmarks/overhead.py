@@ -17,8 +17,6 @@ programs end 1e-2 apart.  All programs run interleaved; ratios are medians of ra
 within a round, of wall time and of CPU time (which a busy machine disturbs less).
 """
 
-# ruff: noqa: T201 - a program, which prints
-
 import argparse
 import os
 import time
