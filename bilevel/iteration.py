@@ -42,7 +42,7 @@ def iterate(
         The last state; with `history`, `(state, outputs)`.
 
     Raises:
-        ValueError: `num_steps` is negative or no integer.
+        ValueError: `num_steps` is negative or no integer; `rematerialize` is unknown.
 
     Example:
         >>> float(iterate(lambda s: 2.0 * s, 1.0, num_steps=10))
@@ -50,6 +50,11 @@ def iterate(
     """
     if not isinstance(num_steps, int) or num_steps < 0:
         raise ValueError(f"num_steps must be an integer >= 0, got {num_steps!r}.")
+    if rematerialize not in ("none", "step", "segments"):
+        raise ValueError(
+            'rematerialize must be "none", "step" or "segments", got '
+            f"{rematerialize!r}."
+        )
     if rematerialize == "segments" and not history:
         return _segments(step, state, num_steps)
     if rematerialize != "none":

@@ -163,3 +163,8 @@ def test_numbers_of_steps_are_checked(value: Any):
         iterate(lambda s: s, 0.0, num_steps=value)
     with pytest.raises(ValueError, match="max_steps must be an integer >= 0"):
         bilevel.iterate_until(lambda s: s, 0.0, lambda s: s > 0, max_steps=value)
+
+
+def test_unknown_memory_mode_is_refused():
+    with pytest.raises(ValueError, match="rematerialize must be"):
+        iterate(lambda s: s, 1.0, num_steps=2, rematerialize="bogus")  # type: ignore

@@ -58,7 +58,8 @@ def nudged(
         beta: b; negative for a one-sided nudge away from the target.
         centred: both signs of beta, instead of one.
         linearised: nudge with <v, w>.  Otherwise with the outer function, which
-            `argmin` must be given as `readout`.
+            `argmin` must be given as `readout`; only multiples of its gradient can then
+            be pulled back, any other cotangent gives an untrustworthy result.
         richardson: extrapolate from b and b / 2 to b = 0; the error gains one order
             (two if centred) and is estimated well.  Twice the nudged solves.
         normalise: divide b by |v| (by the norm of the gradient of F), so that the
