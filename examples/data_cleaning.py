@@ -66,6 +66,8 @@ def method(rule: str) -> tuple[InnerSolver, Hypergradient]:
     """The inner solver, and the rule that pulls derivatives through its argmin."""
     if rule == "nudged":
         return inner_solvers.newton(), hypergradients.nudged(0.1)
+    # Only the signs of the outer variables matter, and Adam forgets the scale of the
+    # gradient: each outer step needs a direction, and the next solve starts here.
     adjoint = linear_solvers.cg(rtol=0.03)
     return inner_solvers.newton(rtol=0.01), hypergradients.implicit(adjoint)
 

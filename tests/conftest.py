@@ -1,6 +1,7 @@
 """Global settings of the tests, and the fixture for real data."""
 
 import os
+import signal
 from pathlib import Path
 
 import jax
@@ -9,6 +10,11 @@ import pytest
 # Tests compare with exact oracles, and an accidental broadcast of a rank is a bug.
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that: the
+# tests that send one would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Examples and notebooks that plot must not look for a display, in subprocesses either.
 os.environ.setdefault("MPLBACKEND", "Agg")
