@@ -3,9 +3,14 @@
     config       frozen dataclasses, checked, with one canonical JSON
     command_line configuration files, and a flag for every value
     launch       the start of a program
+    folders      who may use a folder
     run_folder   the folder of a run
-    digests      identity of a state, leaf by leaf
+    starts       what is recorded of every start: environment, versions, source
+    fingerprint  whether numbers are still the same numbers
     checkpoint   the state on disk; the only file that imports Orbax
+    step_folder  what seals a checkpoint
+    digests      identity of a state, leaf by leaf
+    metrics      JSON lines
     progress     a bar, or lines
 
 `load_config` and `open_run` serve notebooks, where there is no command line.
@@ -13,9 +18,10 @@
 
 from bilevel.experiments import checkpoint, config, digests
 from bilevel.experiments.command_line import load_config
+from bilevel.experiments.folders import claim, new_directory
 from bilevel.experiments.launch import launch
 from bilevel.experiments.progress import progress
-from bilevel.experiments.run_folder import Run, claim, new_directory, open_run
+from bilevel.experiments.run_folder import Run, open_run
 
 __all__ = [
     "Run",

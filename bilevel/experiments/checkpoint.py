@@ -1,10 +1,10 @@
-"""Checkpoints of a pytree of arrays, verified leaf by leaf; the only user of Orbax.
+"""Checkpoints of a pytree of arrays, verified; the only user of Orbax.
 
 A state is stored as one flat dictionary from the name of a leaf (`.inner['w']`) to its
 array, so that Orbax sees neither our NamedTuples nor typed keys, and every question of
-structure, shape and dtype is answered here, before anything is read. The metadata of a
-step holds a record for each leaf: dtype, shape and sha256 of the bytes. Orbax itself
-notices neither a flipped bit nor a template of another dtype (it casts).
+structure, shape and dtype is answered here, before anything is read. Orbax itself
+notices neither a flipped bit nor a template of another dtype (it casts): `step_folder`
+seals every step with the sha256 of its files and leaves, and both are verified.
 
 Names: a *template* is a state of the structure, shapes, dtypes and devices to restore
 into, usually the freshly initialised one; `jax.ShapeDtypeStruct` leaves will do.
@@ -13,60 +13,95 @@ into, usually the freshly initialised one; `jax.ShapeDtypeStruct` leaves will do
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.experiments import digests
+from bilevel.datasets.manifest import DamagedFileError
+from bilevel.experiments import digests, step_folder
 from bilevel.experiments.digests import LeafRecord
 
 Tree: TypeAlias = Any
 
-_FORMAT = 1
 _KEPT = 2  # the latest, and one to fall back to if that is damaged
+_MARK = {"written_by": "bilevel"}  # so that no folder of others is ever removed
 
 
 class CheckpointError(ValueError):
     """A state cannot be saved, or a checkpoint is damaged or of another structure."""
 
 
+class Save(Protocol):
+    """Type of `Checkpoints.save`."""
+
+    def __call__(
+        self, step: int, state: Tree, *, force: bool = False, metric: Any = None
+    ) -> str:
+        """Saves the state if the step is due, and returns its digest or ''."""
+        ...
+
+
+class Restore(Protocol):
+    """Type of `Checkpoints.restore`."""
+
+    def __call__(
+        self, template: Tree, *, step: int | None = None, cast: bool = False
+    ) -> tuple[Tree, int] | None:
+        """Returns `(state, step)`, or None."""
+        ...
+
+
 class Checkpoints(NamedTuple):
     """The checkpoints of one run.
 
     Attributes:
-      save: `save(step, state, force=False)` starts to store a state if a multiple of
-        the interval was reached since the last one, or if forced; returns whether it
-        did. When it returns, the state is copied: its buffers may be donated.
-      restore: `restore(template)` returns `(state, step)` of the latest checkpoint, or
-        None where there is none.
+      save: `save(step, state, force=False, metric=None)` starts to store a state if
+        one is due, or if forced; returns the digest of the state, or '' if it did not.
+        When it returns, the state is copied: its buffers may be donated. `metric` is a
+        number, lower is better.
+      restore: `restore(template, step=None, cast=False)` returns `(state, step)` of the
+        latest checkpoint, or of the one asked for; None where there is none. With
+        `cast` a leaf of another dtype is converted to that of the template.
       wait: `wait()` returns when what was saved is on the disk, and raises what went
         wrong on the way.
     """
 
-    save: Callable[..., bool]
-    restore: Callable[[Tree], tuple[Tree, int] | None]
+    save: Save
+    restore: Restore
     wait: Callable[[], None]
 
 
 @contextlib.contextmanager
-def open_checkpoints(directory: Path, interval: int = 1) -> Iterator[Checkpoints]:
+def open_checkpoints(
+    directory: Path,
+    interval: int = 1,
+    *,
+    seconds: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Checkpoints]:
     """Opens the checkpoints in a folder; the last save is complete when it closes.
 
-    What a killed process left half written is removed. The two latest steps are kept.
+    What a killed process left half written is removed. Kept are the two latest steps,
+    step 0, and the step with the lowest metric.
 
     Args:
-      directory: the folder, one sub-folder a step; made if it is not there.
-      interval: steps between two saves that are not forced.
+      directory: the folder, one sub-folder a step; made if it is not there. One
+        process at a time may write to it.
+      interval: a save is due if a multiple of it was reached since the last one,
+      seconds: or if so many seconds have passed since then.
+      clock: seconds, for tests.
 
     Yields:
-      `Checkpoints`. Its `save` raises `CheckpointError` on leaves that cannot be stored
-      and on a step that is not later than the last one; its `restore` on a damaged
-      checkpoint, naming the leaf and the last step that is intact, and on a template
-      that does not fit, naming every leaf that differs.
+      `Checkpoints`. Its `save` raises `CheckpointError` on leaves that cannot be
+      stored, on a step that is not later than the last one, and when the disk refuses;
+      its `restore` on a damaged checkpoint, naming the file and the last step that is
+      intact, and on a template that does not fit, naming every leaf that differs.
 
     Example:
       ```
@@ -75,35 +110,58 @@ def open_checkpoints(directory: Path, interval: int = 1) -> Iterator[Checkpoints
           state, step = checkpoints.restore(state)
       ```
     """
+    _remove_unsaved(directory)
     opened = _lazy_checkpointer(directory)
-    last_saved = latest_step(directory) or 0
+    pending: list[Future[None]] = []
+    last_saved, last_time = step_folder.latest_step(directory) or 0, clock()
 
     @_unchanged_logging()
     def wait() -> None:
-        if opened.cache_info().currsize:
-            opened().wait()
+        while pending:
+            _result(pending.pop(), directory)
 
     @_unchanged_logging()
-    def save(step: int, state: Tree, force: bool = False) -> bool:
-        nonlocal last_saved
-        if not force and not is_due(step, last_saved, interval):
-            return False
-        _save(opened(), step, state)
-        last_saved = step
-        return True
+    def save(step: int, state: Tree, *, force: bool = False, metric: Any = None) -> str:
+        nonlocal last_saved, last_time
+        is_late = seconds is not None and clock() - last_time >= seconds
+        if not (force or is_late or is_due(step, last_saved, interval)):
+            return ""
+        wait()  # one at a time; raises what went wrong with the last one
+        number = step_folder.as_metric(metric)
+        records = _storable_records(state)
+        if not _is_saved(directory, step, records):
+            start = functools.partial(_start_save, opened, executor, directory)
+            pending.extend(start(step, state, records, number))
+        last_saved, last_time = step, clock()
+        return digests.digest_of(records)
 
     @_unchanged_logging()
-    def restore(template: Tree) -> tuple[Tree, int] | None:
+    def restore(
+        template: Tree, *, step: int | None = None, cast: bool = False
+    ) -> tuple[Tree, int] | None:
         wait()
-        is_empty = latest_step(directory) is None
-        return None if is_empty else _restore_latest(opened(), template)
+        found = step_folder.steps(directory)
+        if step is not None and step not in found:
+            raise CheckpointError(
+                f"{directory} holds no step {step}; there are {_listed(found)}"
+            )
+        if not found:
+            return None
+        if step is not None:
+            return _restore(opened(), directory / str(step), template, cast), step
+        return _restore_latest(opened(), directory, found, template, cast)
 
-    try:
-        yield Checkpoints(save, restore, wait)
-    finally:
-        with _unchanged_logging():
-            if opened.cache_info().currsize:
-                opened().close()
+    # The thread waits for Orbax and seals the step.
+    with ThreadPoolExecutor(1, "bilevel-checkpoint") as executor:
+        try:
+            yield Checkpoints(save, restore, wait)
+        finally:
+            with _unchanged_logging(), _disk_errors(directory):
+                try:
+                    wait()
+                finally:
+                    if opened.cache_info().currsize:
+                        opened().close()
 
 
 def is_due(step: int, last_saved: int, interval: int) -> bool:
@@ -116,17 +174,6 @@ def is_due(step: int, last_saved: int, interval: int) -> bool:
     # Orbax's own policy wants `step % interval == 0`; chunks of steps need not end
     # there, and then it would never save.
     return step // interval > last_saved // interval
-
-
-def latest_step(directory: Path) -> int | None:
-    """Returns the last complete step in a folder of checkpoints, without Orbax."""
-    # Orbax writes under another name and renames.
-    steps = [int(one.name) for one in directory.glob("*") if one.name.isdecimal()]
-    return max(steps, default=None)
-
-
-class _Damaged(Exception):
-    """What is stored is not what was saved."""
 
 
 @contextlib.contextmanager
@@ -154,17 +201,33 @@ def _lazy_checkpointer(directory: Path) -> Any:
         from orbax.checkpoint import v1 as ocp
 
         training: Any = ocp.training  # its own annotations contradict one another
+        policies = training.preservation_policies
+        lowest = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["metric"],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        kept = [policies.LatestN(_KEPT), policies.CustomSteps([0]), lowest]
         return training.Checkpointer(
             directory.resolve(),
-            preservation_policy=training.preservation_policies.LatestN(_KEPT),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
         )
 
     return opened
 
 
-def _save(checkpointer: Any, step: int, state: Tree) -> None:
-    is_bare = not logging.getLogger().handlers
+def _remove_unsaved(directory: Path) -> None:
+    foreign = step_folder.remove_unsaved(directory, _MARK["written_by"])
+    if foreign:
+        raise CheckpointError(
+            f"{foreign[0]} is no checkpoint of this version of bilevel; give another"
+            " folder"
+        )
+
+
+def _storable_records(state: Tree) -> dict[str, LeafRecord]:
     records = digests.leaf_records(state)
     for name, record in records.items():
         if 0 in record.shape:
@@ -172,91 +235,154 @@ def _save(checkpointer: Any, step: int, state: Tree) -> None:
                 f"leaf {name} has shape {record.shape}: Orbax stores no empty arrays;"
                 " leave it out of the state"
             )
-    checkpointer.wait()  # one at a time; raises what went wrong with the last one
-    latest = checkpointer.latest
-    if latest is not None and latest.step >= step:
-        if latest.step == step and _stored_records(checkpointer, step) == records:
-            return  # the same state again
-        raise CheckpointError(
-            f"{checkpointer.directory} holds step {latest.step} already; step {step}"
-            " cannot be saved after it"
-        )
-    leaves = digests.named_leaves(state).items()
-    response = checkpointer.save_async(
-        step,
-        {name: digests.data_of(leaf) for name, leaf in leaves},
-        force=True,
-        custom_metadata={
-            "format_version": _FORMAT,
-            "leaves": {name: list(record) for name, record in records.items()},
-        },
-    )
-    if is_bare:  # the writing thread, too, would leave a handler behind
-        response.result()
+    return records
 
 
-def _restore_latest(checkpointer: Any, template: Tree) -> tuple[Tree, int]:
-    *earlier, latest = [one.step for one in checkpointer.checkpoints]
-    try:
-        return _restore(checkpointer, latest, template), latest
-    except _Damaged as error:
-        fallback = _fallback(checkpointer, earlier, template)
-        raise CheckpointError(f"{error}. {fallback}") from error
-
-
-def _stored_records(checkpointer: Any, step: int) -> dict[str, LeafRecord]:
-    try:
-        stored = checkpointer.metadata(step).custom_metadata
-        if stored is None:  # Orbax passes over damage here
-            raise ValueError("no record of its leaves")
-        if stored["format_version"] == _FORMAT:
-            return {
-                name: LeafRecord(dtype, tuple(shape), sha256, key)
-                for name, (dtype, shape, sha256, key) in stored["leaves"].items()
-            }
-    except Exception as error:
-        raise _unreadable(checkpointer, step, error) from error
+def _is_saved(directory: Path, step: int, records: Mapping[str, LeafRecord]) -> bool:
+    """Says whether a step holds this very state."""
+    latest = step_folder.latest_step(directory)
+    if latest is None or latest < step:
+        return False
+    if latest == step and step_folder.read(directory / str(step)).records == records:
+        return True
     raise CheckpointError(
-        f"checkpoint {checkpointer.directory / str(step)} has format"
-        f" {stored['format_version']}; this version of bilevel reads {_FORMAT}"
+        f"{directory} holds step {latest} already; step {step} cannot be saved after it"
     )
 
 
-def _restore(checkpointer: Any, step: int, template: Tree) -> Tree:
-    """Restores one step and verifies every leaf."""
-    records = _stored_records(checkpointer, step)
-    named = digests.named_leaves(template)
-    path = checkpointer.directory / str(step)
-    _check_template(records, named, path)
-    targets = {name: _target(leaf) for name, leaf in named.items()}
+def _start_save(
+    opened: Callable[[], Any],
+    executor: ThreadPoolExecutor,
+    directory: Path,
+    step: int,
+    state: Tree,
+    records: Mapping[str, LeafRecord],
+    metric: float | None,
+) -> list[Future[None]]:
+    """Starts a save; returns what to wait for."""
+    is_bare = not logging.getLogger().handlers
+    leaves = digests.named_leaves(state).items()
+
+    def seal(response: Any) -> None:
+        response.result()
+        step_folder.seal(directory / str(step), records, metric)
+
+    with _disk_errors(directory):
+        response = opened().save_async(
+            step,
+            {name: digests.data_of(leaf) for name, leaf in leaves},
+            force=True,
+            metrics=None if metric is None else {"metric": metric},
+            custom_metadata=_MARK,
+        )
+    sealed = executor.submit(seal, response)
+    if is_bare:  # the writing thread, too, would leave a handler behind
+        _result(sealed, directory)
+        return []
+    return [sealed]
+
+
+def _result(pending: Future[None], directory: Path) -> None:
+    with _disk_errors(directory):
+        pending.result()
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """Says what Orbax hides in a chain of causes, and what is still there."""
     try:
-        loaded = checkpointer.load(step, targets)
+        yield
+    except CheckpointError:
+        raise
     except Exception as error:
-        raise _unreadable(checkpointer, step, error) from error
+        last = step_folder.latest_step(directory)
+        rest = "no step is saved" if last is None else f"step {last} is saved"
+        raise CheckpointError(
+            f"cannot save to {directory} ({_root_cause(error)}); {rest}"
+        ) from error
+
+
+def _restore_latest(
+    checkpointer: Any, directory: Path, steps: list[int], template: Tree, cast: bool
+) -> tuple[Tree, int]:
+    *earlier, latest = steps
+    try:
+        return _restore(checkpointer, directory / str(latest), template, cast), latest
+    except _Damaged as error:
+        for step in reversed(earlier):
+            with contextlib.suppress(_Damaged):
+                _restore(checkpointer, directory / str(step), template, cast)
+                raise CheckpointError(
+                    f"{error}\nStep {step} is intact: resume from it with"
+                    f" --restore_step={step} (in a notebook: open_run(...,"
+                    f" restore_step={step})); later ones are set aside, not deleted"
+                ) from error
+        raise CheckpointError(f"{error}\nNo other step is intact") from error
+
+
+class _Damaged(CheckpointError):
+    """What is stored is not what was saved."""
+
+
+def _restore(checkpointer: Any, folder: Path, template: Tree, cast: bool) -> Tree:
+    """Restores one step and verifies every file and leaf."""
+    try:
+        records = step_folder.read(folder).records
+    except step_folder.FormatError as error:
+        raise CheckpointError(str(error)) from None
+    except (DamagedFileError, OSError) as error:
+        raise _Damaged(f"checkpoint {folder} is damaged: {error}") from error
+    named = digests.named_leaves(template)
+    _check_template(records, named, folder, cast)
+    targets = {name: _target(leaf, records[name]) for name, leaf in named.items()}
+    try:
+        loaded = checkpointer.load(int(folder.name), targets)
+    except Exception as error:
+        raise _Damaged(
+            f"checkpoint {folder} cannot be read ({_root_cause(error)})"
+        ) from error
     for name, record in records.items():
         if (found := digests.sha256(loaded[name])) != record.sha256:
             raise _Damaged(
-                f"checkpoint {path} is damaged: leaf {name} has sha256 {found[:12]},"
+                f"checkpoint {folder} is damaged: leaf {name} has sha256 {found[:12]},"
                 f" expected {record.sha256[:12]}"
             )
-    leaves = [_leaf(loaded[name], records[name]) for name in named]
+    leaves = [_leaf(loaded[name], records[name], named[name]) for name in named]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def _check_template(
-    records: Mapping[str, LeafRecord], named: Mapping[str, Any], path: Any
+    records: Mapping[str, LeafRecord], named: Mapping[str, Any], path: Any, cast: bool
 ) -> None:
     """Compares structure, shapes and dtypes."""
-    stored = {name: f"{one.dtype}{list(one.shape)}" for name, one in records.items()}
+    stored = {name: (one.dtype, list(one.shape)) for name, one in records.items()}
     given = {
-        name: f"{digests.dtype_of(leaf)}{list(_data_type(leaf).shape)}"
+        name: (digests.dtype_of(leaf), list(_data_type(leaf).shape))
         for name, leaf in named.items()
     }
+
+    def fits(name: str) -> bool:
+        one, other = stored.get(name), given.get(name)
+        if (
+            not cast
+            or one is None
+            or other is None
+            or records[name].key
+            or is_key(name)
+        ):
+            return one == other
+        return one[1] == other[1]
+
+    def is_key(name: str) -> bool:
+        return bool(records[name].key) or digests.is_key(named[name])
+
+    def shown(what: tuple[str, list[int]] | None) -> str:
+        return "nothing" if what is None else f"{what[0]}{what[1]}"
+
     lines = [
-        f"{name}: stored {stored.get(name, 'nothing')},"
-        f" template {given.get(name, 'nothing')}"
+        f"{name}: stored {shown(stored.get(name))}, template {shown(given.get(name))}"
         for name in sorted(stored.keys() | given.keys())
-        if stored.get(name) != given.get(name)
+        if not fits(name)
     ]
     if lines:
         first = (
@@ -271,17 +397,20 @@ def _data_type(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(digests.data_of, leaf)
 
 
-def _target(leaf: Any) -> Any:
+def _target(leaf: Any, record: LeafRecord) -> Any:
     """Returns what Orbax restores a leaf into.
 
     A sharding where the template has one, else (the default device, not committed to
     it) NumPy: restored to a device, the array would be committed, and `jax.jit` would
     refuse to combine it with one on a mesh.
     """
-    sharding, data = _sharding(leaf), _data_type(leaf)
+    data = _data_type(leaf)
+    # The stored dtype, so that the digest can be verified before a cast.
+    dtype = data.dtype if record.key else np.dtype(record.dtype)
+    sharding = _sharding(leaf)
     if sharding is None:
-        return np.empty(data.shape, data.dtype)
-    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+        return np.empty(data.shape, dtype)
+    return jax.ShapeDtypeStruct(data.shape, dtype, sharding=sharding)
 
 
 def _sharding(leaf: Any) -> Any:
@@ -290,31 +419,22 @@ def _sharding(leaf: Any) -> Any:
     return getattr(leaf, "sharding", None)
 
 
-def _leaf(loaded: Any, record: LeafRecord) -> jax.Array:
+def _leaf(loaded: Any, record: LeafRecord, template: Any) -> jax.Array:
     # A copy: the array must own its memory, for it will be donated.
     is_numpy = isinstance(loaded, np.ndarray)
-    array = jnp.array(loaded, copy=True) if is_numpy else loaded
-    return jax.random.wrap_key_data(array, impl=record.key) if record.key else array
+    if record.key:
+        array = jnp.array(loaded, copy=True) if is_numpy else loaded
+        return jax.random.wrap_key_data(array, impl=record.key)
+    dtype = _data_type(template).dtype
+    return jnp.array(loaded, dtype, copy=True) if is_numpy else loaded.astype(dtype)
 
 
-def _unreadable(checkpointer: Any, step: int, error: BaseException) -> _Damaged:
-    """Says why a step cannot be read; Orbax hides that in a chain of causes."""
+def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    path = checkpointer.directory / str(step)
-    return _Damaged(f"checkpoint {path} cannot be read ({reason})")
+    lines = f"{type(error).__name__}: {error}".splitlines()
+    return lines[0]
 
 
-def _fallback(checkpointer: Any, steps: list[int], template: Tree) -> str:
-    """Says which earlier step is intact, and how to go on from it."""
-    for step in reversed(steps):
-        try:
-            _restore(checkpointer, step, template)
-        except (_Damaged, CheckpointError):
-            continue
-        return (
-            f"Step {step} is intact: to resume from it, delete the later ones in"
-            f" {checkpointer.directory}"
-        )
-    return "No other step is intact"
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"

@@ -99,6 +99,55 @@ def no_config_message() -> str:
     return f"pass --config=<file>. {_listed(_config_files(Path('configs')))}"
 
 
+class Options(NamedTuple):
+    """The flags that every program has.
+
+    Attributes:
+      workdir: folder of the run, or None for a new one.
+      data_dir: folder of the data sets, or None.
+      deterministic: compute with one thread.
+      strict_env: refuse an environment that is not that of the lock file.
+      save_every: steps between checkpoints.
+      save_seconds: at most so many seconds between checkpoints.
+      restore_step: resume from this step, not from the last one.
+      stop_after: the last step to make.
+      save_steps: save at these steps and no others.
+      profile: steps to profile, 0 for none.
+    """
+
+    workdir: str | None = None
+    data_dir: str | None = None
+    deterministic: bool = False
+    strict_env: bool = False
+    save_every: int = 1000
+    save_seconds: float = 20.0
+    restore_step: int | None = None
+    stop_after: int | None = None
+    save_steps: tuple[int, ...] | None = None
+    profile: int = 0
+
+    def recorded(self) -> dict[str, Any]:
+        """The flags that make the run what it is, in JSON."""
+        names = ("deterministic", "save_every", "save_seconds")
+        return {name: getattr(self, name) for name in names}
+
+
+_HELP = {
+    "workdir": "folder of the run: a new one, or one to resume (default: a new folder"
+    " runs/<config>-<time>)",
+    "data_dir": f"folder of the data sets (default: environment variable"
+    f" {DATA_VARIABLE})",
+    "deterministic": "compute with one thread: the same bits on any number of cores",
+    "strict_env": "refuse to run with other package versions than requirements.lock",
+    "save_every": "steps between checkpoints; a killed run resumes from the last one",
+    "save_seconds": "at most so many seconds between checkpoints",
+    "restore_step": "resume from this step; later checkpoints are set aside",
+    "stop_after": "stop after this step; the same command without it goes on",
+    "save_steps": "save at these steps and no others (for python -m bilevel reproduce)",
+    "profile": "steps to profile once the first chunk is done, 0 for none",
+}
+
+
 def define_launch_flags(flag_values: flags.FlagValues, module_name: str) -> None:
     """Defines the flags that every program has.
 
@@ -106,36 +155,37 @@ def define_launch_flags(flag_values: flags.FlagValues, module_name: str) -> None
       flag_values: where to define them (`absl.flags.FLAGS`, or a fresh one).
       module_name: the program, so that `--help` shows them.
     """
-    texts = [
-        (
-            "config",
-            None,
-            "Python file that defines get_config(); with it --help lists its values",
-        ),
-        (
-            "workdir",
-            None,
-            "folder of the run: a new one, or one to resume (default: a new folder"
-            " runs/<config>-<time>)",
-        ),
-        (
-            "data_dir",
-            os.environ.get(DATA_VARIABLE),
-            f"folder of the data sets (default: environment variable {DATA_VARIABLE})",
-        ),
-    ]
-    for name, default, text in texts:
-        flags.DEFINE_string(
-            name, default, text, flag_values=flag_values, module_name=module_name
-        )
-    flags.DEFINE_integer(
-        "save_every",
-        1000,
-        "steps between checkpoints; a killed run resumes from the last one",
-        lower_bound=1,
-        flag_values=flag_values,
-        module_name=module_name,
+    where: Any = {"flag_values": flag_values, "module_name": module_name}
+    config_help = (
+        "Python file that defines get_config(); with it --help lists its values"
     )
+    flags.DEFINE_string("config", None, config_help, **where)
+    defaults = Options(data_dir=os.environ.get(DATA_VARIABLE))
+    bounds: dict[str, Any] = {"lower_bound": 0}
+    for name, default in defaults._asdict().items():
+        text = _HELP[name]
+        if name in ("workdir", "data_dir"):
+            flags.DEFINE_string(name, default, text, **where)
+        elif name in ("deterministic", "strict_env"):
+            flags.DEFINE_boolean(name, default, text, **where)
+        elif name == "save_seconds":
+            flags.DEFINE_float(name, default, text, **bounds, **where)
+        elif name == "save_steps":
+            flags.DEFINE_list(name, None, text, **where)
+        elif name == "save_every":
+            flags.DEFINE_integer(name, default, text, lower_bound=1, **where)
+        else:
+            flags.DEFINE_integer(name, default, text, **bounds, **where)
+
+
+def read_options(flag_values: flags.FlagValues) -> Options:
+    """Returns the flags that every program has, parsed."""
+    given: dict[str, Any] = {name: flag_values[name].value for name in Options._fields}
+    steps = given["save_steps"]
+    if steps is not None:
+        leaf = config.Leaf(tuple[int, ...])
+        given["save_steps"] = from_text(leaf, ",".join(steps))
+    return Options(**given)
 
 
 def define_config_flags(

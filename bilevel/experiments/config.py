@@ -170,14 +170,17 @@ def from_dict(cls: type[C], data: Mapping[str, Any]) -> C:
 
 def to_json(config: Any) -> str:
     """Returns the canonical JSON: sorted keys, no spaces, normalised values."""
-    return json.dumps(
-        to_dict(config), sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    return _json(to_dict(config))
 
 
 def digest(config: Any) -> str:
     """Returns the sha256 of the canonical JSON, 64 hex digits."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()
+    return dict_digest(to_dict(config))
+
+
+def dict_digest(nested: Mapping[str, Any]) -> str:
+    """Returns the digest of a configuration that was stored as `to_dict` returns it."""
+    return hashlib.sha256(_json(nested).encode()).hexdigest()
 
 
 def difference(stored: Any, given: Any) -> list[str]:
@@ -272,6 +275,10 @@ def shown(value: Any) -> str:
     text = repr(value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return text if value is None else f"{text} ({type(value).__name__})"
+
+
+def _json(nested: Mapping[str, Any]) -> str:
+    return json.dumps(nested, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _check_one(leaf: Leaf, value: Any) -> Any:

@@ -5,11 +5,13 @@ sees them (NumPy arrays and Python numbers as JAX arrays), typed keys as their d
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from bilevel.datasets.manifest import sha256
 
 Tree: TypeAlias = Any
 
@@ -58,8 +60,12 @@ def digest(state: Tree) -> str:
       >>> digest({"w": jnp.zeros(3)}) == digest({"w": jnp.zeros(3)})
       True
     """
-    records = sorted(leaf_records(state).items())
-    lines = [repr((name, *record)) for name, record in records]
+    return digest_of(leaf_records(state))
+
+
+def digest_of(records: Mapping[str, LeafRecord]) -> str:
+    """Returns the digest of a state whose leaves have these records."""
+    lines = [repr((name, *record)) for name, record in sorted(records.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -90,13 +96,6 @@ def data_of(leaf: Any) -> jax.Array:
 def dtype_of(leaf: Any) -> str:
     """Returns the name of the dtype that the leaf has under `jax.jit`."""
     return str(leaf.dtype if is_key(leaf) else jnp.result_type(leaf))
-
-
-def sha256(array: Any) -> str:
-    """Returns the sha256 of the bytes of a JAX or NumPy array, 64 hex digits."""
-    # As bytes: bfloat16 and its like have no buffer that hashlib would read.
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return hashlib.sha256(data.data).hexdigest()
 
 
 def _record(name: str, leaf: Any) -> LeafRecord:

@@ -13,12 +13,14 @@ The same command again resumes the run, after `kill -9` too.
 
 import contextlib
 import functools
+import logging
 import os
 import shlex
 import signal
 import sys
 import threading
-import typing
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -26,11 +28,22 @@ from typing import Any, NoReturn, TypeAlias
 from absl import app, flags
 from absl import logging as absl_logging
 
-from bilevel.experiments import command_line, config, run_folder
+from bilevel.experiments import (
+    checkpoint,
+    command_line,
+    config,
+    determinism,
+    environment,
+    folders,
+    metrics,
+    run_folder,
+    starts,
+)
 
 Main: TypeAlias = Callable[[Any, run_folder.Run], object]
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_SHOWN = 8  # lines of a warning on the screen; the log has all
 
 
 def launch(
@@ -49,6 +62,10 @@ def launch(
     - An unfinished run in the folder is resumed: `run.restore(template)` returns its
       last state. Of a finished one (`run.finish` was called) this is said, and that is
       all. With another configuration the folder is refused.
+    - Every start is recorded: command, environment, commit and diff (see `starts`).
+      What differs from the lock file, or from the start before, is said.
+    - `--deterministic` computes with one thread, so that the number of cores does not
+      change bits; `--strict_env` refuses an environment that is not that of the lock.
     - Ctrl-C prints the command that resumes, also where `main` returns normally after
       it, as `bilevel.run` does between two chunks. An interrupted run cannot finish.
 
@@ -99,33 +116,93 @@ def _start(
     del rest  # the program name
     if loaded is None:
         _fail(command_line.no_config_message())
+    options = _or_exit(command_line.read_options, values)
+    if options.deterministic:
+        _or_exit(determinism.use_one_thread)
     _quieten_orbax(values)
     cfg = _or_exit(command_line.read_config, loaded.config, values)
-    workdir = values["workdir"].value
-    directory = Path(workdir) if workdir else run_folder.new_directory(loaded.path.stem)
-    status = _or_exit(run_folder.claim, directory, cfg, source=loaded.source, argv=argv)
+    if options.strict_env:
+        _or_exit(_check_environment, argv[0])
+    workdir = options.workdir
+    directory = (
+        Path(workdir) if workdir else _or_exit(folders.new_directory, loaded.path.stem)
+    )
+    status = _or_exit(folders.claim, directory, cfg, source=loaded.source)
     if status == "finished":
         _say(f"{directory} is finished; for another run give another --workdir")
         return 0
-    _say(f"{status} run in {directory}")
     resume = shlex.join([*command, *([] if workdir else [f"--workdir={directory}"])])
-    save_every = typing.cast(int, values["save_every"].value)
-    with _interrupts() as was_interrupted:
+    with _log_file(directory), _interrupts() as was_interrupted:
+        say = functools.partial(_say, directory=directory)
+        say(f"{status} run in {directory}")
         try:
-            with run_folder.open_run(
-                directory,
-                save_every=save_every,
-                data_dir=values["data_dir"].value,
-            ) as run:
-                finish = functools.partial(_finish, run.finish, was_interrupted)
-                main(cfg, run._replace(finish=finish))
+            _run(main, cfg, directory, options, argv, was_interrupted)
             is_interrupted = was_interrupted()
+        except run_folder.StoppedAfter as stop:
+            say(str(stop))
+            return 0
         except KeyboardInterrupt:
             is_interrupted = True
-    if not run_folder.is_finished(directory):
-        reason = "interrupted" if is_interrupted else "main returned before run.finish"
-        _say(f"{reason}; the run in {directory} is resumed by\n  {resume}")
+        except _MISTAKES as error:
+            say(f"error: {error}")
+            return 1
+        except BaseException:
+            run_folder.note(directory, traceback.format_exc())
+            raise
+        if not folders.is_finished(directory):
+            reason = "interrupted" if is_interrupted else "main returned before finish"
+            say(f"{reason}; the run in {directory} is resumed by\n  {resume}")
     return _INTERRUPTED if is_interrupted else 0
+
+
+def _run(
+    main: Main,
+    cfg: Any,
+    directory: Path,
+    options: command_line.Options,
+    argv: Sequence[str],
+    was_interrupted: Callable[[], bool],
+) -> None:
+    """Records the start, and calls `main` with the open folder."""
+    with run_folder.open_run(
+        directory,
+        save_every=options.save_every,
+        save_seconds=options.save_seconds,
+        save_steps=options.save_steps,
+        restore_step=options.restore_step,
+        stop_after=options.stop_after,
+        data_dir=options.data_dir,
+    ) as run:
+        _record_start(directory, options, argv)
+        finish = functools.partial(_finish, run.finish, was_interrupted)
+        main(cfg, run._replace(finish=finish))
+
+
+def _record_start(
+    directory: Path, options: command_line.Options, argv: Sequence[str]
+) -> None:
+    """Records the start, and says what is not as it should be, or was."""
+    before = starts.read_all(directory)
+    now = starts.write(directory, argv[0], argv, options.recorded())
+    lock, numbers = now.environment["lock"], now.environment["random_numbers"]
+    if lock is None:
+        _warn(directory, "no requirements.lock: versions are recorded, not checked")
+    elif lock["mismatches"]:
+        _warn(directory, f"packages differ from {lock['file']}:", lock["mismatches"])
+    if numbers != "as expected":
+        _warn(directory, "random numbers are not those of bilevel's record:", numbers)
+    if before and (changes := starts.difference(before[-1], now)):
+        _warn(directory, "since the run was started last:", changes)
+
+
+def _check_environment(program: str) -> None:
+    """Refuses an environment that is not that of the lock file."""
+    lock = environment.find_lock(program)
+    if lock is None:
+        raise environment.EnvironmentMismatch(
+            f"--strict_env: there is no requirements.lock above {program}"
+        )
+    environment.check(lock, strict=True)
 
 
 def _finish(
@@ -179,11 +256,45 @@ def _quieten_orbax(values: flags.FlagValues) -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)
 
 
+@contextlib.contextmanager
+def _log_file(directory: Path) -> Iterator[None]:
+    """Sends what is logged, warnings too, to the log of the run as well."""
+    handler = logging.FileHandler(directory / run_folder.LOG)
+    pattern = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(logging.Formatter(pattern, "%Y-%m-%d %H:%M:%S"))
+    root, show = logging.getLogger(), warnings.showwarning
+
+    def show_and_log(*arguments: Any, **options: Any) -> None:
+        show(*arguments, **options)
+        text = warnings.formatwarning(*arguments[:4])
+        run_folder.note(directory, text.rstrip())
+
+    root.addHandler(handler)
+    warnings.showwarning = show_and_log
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+        root.removeHandler(handler)
+        handler.close()
+
+
+# What a user can mend; everything else is shown with its traceback.
+_MISTAKES = (
+    config.ConfigError,
+    folders.FolderError,
+    checkpoint.CheckpointError,
+    metrics.MetricsError,
+    environment.EnvironmentMismatch,
+    determinism.StartedTooEarlyError,
+)
+
+
 def _or_exit(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls a function; a mistake of the user becomes a message and exit code 1."""
     try:
         return function(*args, **kwargs)
-    except (config.ConfigError, run_folder.FolderError) as error:
+    except _MISTAKES as error:
         _fail(str(error))
 
 
@@ -192,6 +303,14 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _say(message: str) -> None:
+def _warn(directory: Path, message: str, lines: Sequence[str] = ()) -> None:
+    shown = [*lines[:_SHOWN], *(["..."] if len(lines) > _SHOWN else [])]
+    _say("\n  ".join([f"warning: {message}", *shown]))
+    run_folder.note(directory, "\n  ".join([f"warning: {message}", *lines]))
+
+
+def _say(message: str, directory: Path | None = None) -> None:
     # Not stdout: that belongs to the program's own result.
     sys.stderr.write(f"{message}\n")
+    if directory is not None:
+        run_folder.note(directory, message)

@@ -1,11 +1,15 @@
-"""The folder of one run: its configuration, metrics, checkpoints and summary.
+"""The folder of one run: plain files, to be zipped and sent.
 
     runs/<name>/
-      config.json     the configuration, its digest and the command line
-      config.py.txt   the text of the configuration file
-      metrics.jsonl   one JSON line for each `run.log`, flushed each time
-      ckpt/<step>/    the state
-      summary.json    written last; a folder without it is of an unfinished run
+      config.json, config.py.txt   see `folders`
+      starts/<n>/       command, environment and source of every start, see `starts`
+      data.json         shape, dtype and sha256 of the arrays that were used
+      metrics.jsonl     one JSON line for each `run.log`, flushed each time
+      digests.jsonl     the sha256 of every state that was saved
+      log.txt           messages, warnings, errors
+      ckpt/<step>/      the state, see `checkpoint`
+      figures/          curves of the metrics, and what the program draws
+      summary.json      written last; a folder without it is of an unfinished run
 
 The same command in the same folder resumes. After `kill -9` the folder is whole: files
 are replaced in one step, and a broken last line of the metrics is dropped.
@@ -14,23 +18,21 @@ are replaced in one step, and a broken last line of the metrics is dropped.
 import contextlib
 import datetime
 import json
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from bilevel.experiments import config
-from bilevel.experiments.checkpoint import latest_step, open_checkpoints
+import jax
+
+from bilevel.datasets import manifest
+from bilevel.experiments import checkpoint, digests, folders, metrics, step_folder
+from bilevel.experiments.folders import FolderError
 
 Tree: TypeAlias = Any
-Status: TypeAlias = Literal["new", "unfinished", "finished"]
 
-_CONFIG, _SOURCE, _SUMMARY = "config.json", "config.py.txt", "summary.json"
-
-
-class FolderError(ValueError):
-    """A folder cannot be used for this run; the message says what to do."""
+METRICS, DIGESTS, DATA, LOG = "metrics.jsonl", "digests.jsonl", "data.json", "log.txt"
+CHECKPOINTS = "ckpt"
 
 
 class Log(Protocol):
@@ -44,8 +46,28 @@ class Log(Protocol):
 class Save(Protocol):
     """Type of `Run.save`."""
 
-    def __call__(self, step: int, state: Tree, *, force: bool = False) -> bool:
+    def __call__(
+        self, step: int, state: Tree, *, force: bool = False, metric: Any = None
+    ) -> bool:
         """Saves the state if the step is due."""
+        ...
+
+
+class RecordData(Protocol):
+    """Type of `Run.record_data`."""
+
+    def __call__(self, *, split_seed: int | None = None, **arrays: Tree) -> None:
+        """Records which data are used."""
+        ...
+
+
+class Restore(Protocol):
+    """Type of `Run.restore`."""
+
+    def __call__(
+        self, template: Tree, *, cast: bool = False
+    ) -> tuple[Tree, int] | None:
+        """Returns the last state and its step, or None."""
         ...
 
 
@@ -56,15 +78,20 @@ class Run(NamedTuple):
       directory: the folder.
       data_dir: the folder of the data sets, or None.
       log: `log(step, loss=0.5, solver="cg")` writes one line of metrics. Values are
-        numbers (arrays of one entry too), strings, bools or None. NaN and the
-        infinities, which JSON lacks, become the strings 'NaN', 'Infinity' and
-        '-Infinity' (Python's `float` reads them back).
-      save: `save(step, state, force=False)` saves the state if a multiple of
-        `save_every` was reached since the last save, or if forced; returns whether it
-        did. It may return before the files are complete; the buffers of the state may
-        be donated at once.
-      restore: `restore(template)` returns `(state, step)` of the last checkpoint, or
-        None in a new folder. Metrics of later steps are dropped: they will come again.
+        numbers (arrays too), strings, bools or None. NaN and the infinities, which JSON
+        lacks, become the strings 'NaN', 'Infinity' and '-Infinity' (`load_run` reads
+        them back). `time`, the seconds of training, is added. A metric whose name ends
+        in 'seconds' is taken as a time, which no repetition can reproduce.
+      save: `save(step, state, force=False, metric=None)` saves the state if a multiple
+        of `save_every` was reached since the last save, or `save_seconds` have passed,
+        or if forced; returns whether it did. It may return before the files are
+        complete; the buffers of the state may be donated at once. The state with the
+        lowest `metric` is kept, beside the first, and the two latest.
+      restore: `restore(template, cast=False)` returns `(state, step)` of the last
+        checkpoint, or None in a new folder, whose first checkpoint, step 0, it makes of
+        the template. Metrics of later steps are dropped: they will come again.
+      record_data: `record_data(split_seed=3, train=examples)` records name, shape,
+        dtype and sha256 of arrays (any pytree); on resume it refuses others.
       finish: `finish(summary)` writes summary.json; the run counts as finished.
       path: `path("figures/loss.pdf")` returns a path in the folder and makes the
         folders above it.
@@ -74,74 +101,14 @@ class Run(NamedTuple):
     data_dir: Path | None
     log: Log
     save: Save
-    restore: Callable[[Tree], tuple[Tree, int] | None]
+    restore: Restore
+    record_data: RecordData
     finish: Callable[[Mapping[str, Any]], None]
     path: Callable[[str], Path]
 
 
-def new_directory(name: str, parent: Path = Path("runs")) -> Path:
-    """Makes the folder `<parent>/<name>-<time>[-n]` and returns it.
-
-    Two processes that start in the same second get two folders.
-    """
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    parent.mkdir(parents=True, exist_ok=True)
-    count = 1
-    while True:
-        directory = parent / f"{name}-{now}{'' if count == 1 else f'-{count}'}"
-        try:
-            directory.mkdir()
-        except FileExistsError:
-            count += 1
-        else:
-            return directory
-
-
-def claim(
-    directory: Path, cfg: Any, *, source: str = "", argv: Sequence[str] = ()
-) -> Status:
-    """Takes a folder for a run with this configuration.
-
-    Args:
-      directory: made if it is not there.
-      cfg: the configuration.
-      source: the text of the configuration file, kept as config.py.txt.
-      argv: the command line, kept in config.json.
-
-    Returns:
-      'new', 'unfinished' (to be resumed) or 'finished'.
-
-    Raises:
-      FolderError: the folder holds a run with another configuration (the message lists
-        the differences), or something that is no run.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise FolderError(f"{directory} is a file; give another --workdir")
-    directory.mkdir(parents=True, exist_ok=True)
-    record = directory / _CONFIG
-    if record.exists():
-        _check_same(directory, json.loads(record.read_text())["config"], cfg)
-        return "finished" if is_finished(directory) else "unfinished"
-    # What a killed `claim` leaves behind is no obstacle.
-    names = [one.name for one in directory.iterdir()]
-    if any(name != _SOURCE and not name.startswith(".") for name in names):
-        raise FolderError(
-            f"{directory} holds files but no run (no {_CONFIG}); give another --workdir"
-        )
-    _write(directory / _SOURCE, source)
-    content = {
-        "format_version": 1,
-        "config": config.to_dict(cfg),
-        "config_digest": config.digest(cfg),
-        "argv": list(argv),
-    }
-    _write(record, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    return "new"
-
-
-def is_finished(directory: Path) -> bool:
-    """Says whether the run in a folder reached its end."""
-    return (directory / _SUMMARY).exists()
+class StoppedAfter(KeyboardInterrupt):
+    """The run went as far as `stop_after`; it can be resumed."""
 
 
 @contextlib.contextmanager
@@ -149,19 +116,31 @@ def open_run(
     directory: str | Path,
     *,
     save_every: int = 1000,
+    save_seconds: float | None = 20.0,
+    save_steps: Collection[int] | None = None,
+    restore_step: int | None = None,
+    stop_after: int | None = None,
     data_dir: str | Path | None = None,
 ) -> Iterator[Run]:
     """Opens a folder for a program or a notebook; saves are complete when it closes.
 
     Args:
-      directory: an existing folder (see `claim`).
+      directory: an existing folder (see `folders.claim`).
       save_every: steps between checkpoints.
+      save_seconds: at most so many seconds between checkpoints; None for no limit.
+      save_steps: save at these steps and no others.
+      restore_step: restore this step; later ones are set aside.
+      stop_after: the last step to log or save; then `StoppedAfter` is raised.
       data_dir: passed on as `run.data_dir`.
 
     Yields:
       `Run`. Its functions raise `RuntimeError` if a folder with a checkpoint is written
-      to before `restore` was called, `ValueError` on a metric or summary that is no
-      JSON, and `CheckpointError` as `open_checkpoints` says.
+      to before `restore` was called, `MetricsError` on a metric or summary that is no
+      JSON, `CheckpointError` as `open_checkpoints` says, and `FolderError` when the
+      disk refuses, or the folder is gone.
+
+    Raises:
+      FolderError: another process writes to the folder.
 
     Example:
       ```
@@ -172,125 +151,176 @@ def open_run(
       ```
     """
     directory = Path(directory).absolute()
-    metrics, checkpoint_folder = directory / "metrics.jsonl", directory / "ckpt"
-    begin, require_begun = _beginning(metrics, checkpoint_folder)
+    folder = directory / CHECKPOINTS
+    journal = _journal(directory, stop_after)
 
-    with open_checkpoints(checkpoint_folder, save_every) as checkpoints:
+    def log(step: int, **values: Any) -> None:
+        journal.require(int(step))
+        journal.append(METRICS, int(step), values)
 
-        def log(step: int, **values: Any) -> None:
-            require_begun()
-            line = json.dumps({"step": int(step), **_plain(values, "metrics")})
-            with metrics.open("a") as file:  # closed, so that a kill loses nothing
-                file.write(f"{line}\n")
+    def save(
+        step: int, state: Tree, *, force: bool = False, metric: Any = None
+    ) -> bool:
+        step = int(step)
+        journal.require(step)
+        if save_steps is not None and step not in save_steps:
+            return False
+        is_forced = force or save_steps is not None
+        digest = checkpoints.save(step, state, force=is_forced, metric=metric)
+        if digest:
+            journal.append(DIGESTS, step, {"sha256": digest})
+        return bool(digest)
 
-        def save(step: int, state: Tree, *, force: bool = False) -> bool:
-            require_begun()
-            return checkpoints.save(int(step), state, force=force)
+    def restore(template: Tree, *, cast: bool = False) -> tuple[Tree, int] | None:
+        restored = checkpoints.restore(template, cast=cast)
+        journal.begin(None if restored is None else restored[1])
+        if restored is None and not _is_abstract(template):
+            save(0, template, force=True)
+        return restored
 
-        def restore(template: Tree) -> tuple[Tree, int] | None:
-            restored = checkpoints.restore(template)
-            begin(None if restored is None else restored[1])
-            return restored
+    def record_data(*, split_seed: int | None = None, **arrays: Tree) -> None:
+        with folders.folder_errors(directory):
+            _record_data(directory / DATA, arrays, split_seed)
 
-        def finish(summary: Mapping[str, Any]) -> None:
-            content = {"status": "finished", **_plain(summary, "summary")}
-            checkpoints.wait()
-            _write(directory / _SUMMARY, json.dumps(content, indent=2) + "\n")
+    def finish(summary: Mapping[str, Any]) -> None:
+        result = metrics.plain(summary, "summary")
+        checkpoints.wait()
+        content = {"status": "finished", "result": result}
+        content |= {"time": round(journal.seconds(), 3), **_last_state(folder)}
+        with folders.folder_errors(directory):
+            text = json.dumps(content, indent=2) + "\n"
+            metrics.replace(directory / folders.SUMMARY, text)
 
-        def path(name: str) -> Path:
+    def path(name: str) -> Path:
+        with folders.folder_errors(directory):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            return directory / name
+        return directory / name
 
-        data_path = None if data_dir is None else Path(data_dir)
-        yield Run(directory, data_path, log, save, restore, finish, path)
+    data_path = None if data_dir is None else Path(data_dir)
+    with folders.locked(directory):
+        if restore_step is not None:
+            _go_back(folder, restore_step)
+        with checkpoint.open_checkpoints(
+            folder, save_every, seconds=save_seconds
+        ) as checkpoints:
+            yield Run(
+                directory, data_path, log, save, restore, record_data, finish, path
+            )
 
 
-def _beginning(
-    metrics: Path, checkpoint_folder: Path
-) -> tuple[Callable[[int | None], None], Callable[[], None]]:
-    """Returns `begin(restored step)`, and `require_begun()` before the first write."""
-    is_begun = False
+class _Journal(NamedTuple):
+    """The lines of a run, and when they may be written.
+
+    Attributes:
+      begin: `begin(restored step)` drops the lines after it.
+      require: `require(step)` raises what speaks against writing a step.
+      append: `append(name of the file, step, values)`.
+      seconds: the training time so far.
+    """
+
+    begin: Callable[[int | None], None]
+    require: Callable[[int], None]
+    append: Callable[[str, int, Mapping[str, Any]], None]
+    seconds: Callable[[], float]
+
+
+def _journal(directory: Path, stop_after: int | None) -> _Journal:
+    folder = directory / CHECKPOINTS
+    is_begun, offset, start = False, 0.0, time.monotonic()
 
     def begin(step: int | None) -> None:
-        nonlocal is_begun
-        keep_lines(metrics, step)
+        nonlocal is_begun, offset
+        with folders.folder_errors(directory):
+            offset = metrics.keep(directory / METRICS, step)
+            metrics.keep(directory / DIGESTS, step)
         is_begun = True
 
-    def require_begun() -> None:
+    def require(step: int) -> None:
+        if not directory.is_dir():
+            raise FolderError(f"{directory} is gone; step {step} is lost with it")
+        if stop_after is not None and step > stop_after:
+            raise StoppedAfter(f"stopped after step {stop_after}")
         if is_begun:
             return
-        step = latest_step(checkpoint_folder)
-        if step is not None:
+        latest = step_folder.latest_step(folder)
+        if latest is not None:
             raise RuntimeError(
-                f"{checkpoint_folder} holds step {step}: call run.restore(template)"
-                " before run.log and run.save"
+                f"{folder} holds step {latest}: call run.restore(template) before"
+                " run.log and run.save"
             )
         begin(None)
 
-    return begin, require_begun
+    def append(name: str, step: int, values: Mapping[str, Any]) -> None:
+        with folders.folder_errors(directory):
+            metrics.append(directory / name, step, seconds(), values)
+
+    def seconds() -> float:
+        return offset + time.monotonic() - start
+
+    return _Journal(begin, require, append, seconds)
 
 
-def keep_lines(metrics: Path, last_step: int | None) -> None:
-    """Drops from a metrics file the lines after a step, and a broken last line.
-
-    Args:
-      metrics: the file; it need not be there.
-      last_step: the last step to keep; None keeps nothing.
-
-    Raises:
-      FolderError: a line before the last one is broken: nobody but a user does that.
-    """
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    kept = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            step = json.loads(line)["step"]
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines):
-                break
-            raise FolderError(f"line {number} of {metrics} is broken") from None
-        if last_step is not None and step <= last_step:
-            kept.append(f"{line}\n")
-    if lines:
-        _write(metrics, "".join(kept))
+def note(directory: Path, message: str) -> None:
+    """Appends a message to the log of a run, with the time of day."""
+    now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+    with contextlib.suppress(OSError), (directory / LOG).open("a") as file:
+        file.write(f"{now} {message}\n")
 
 
-def _check_same(directory: Path, stored: Mapping[str, Any], cfg: Any) -> None:
-    lines = config.difference(stored, cfg)
-    if lines:
+def _go_back(folder: Path, step: int) -> None:
+    """Makes an earlier step the latest, if it is intact."""
+    if step not in step_folder.steps(folder):
         raise FolderError(
-            "\n  ".join(
-                [
-                    f"{directory} holds a run with another configuration"
-                    " (field: stored -> given):",
-                    *lines,
-                ]
-            )
-            + "\ngive the stored values to resume it, or another --workdir"
+            f"{folder} holds no step {step}; there are {step_folder.steps(folder)}"
         )
+    try:
+        step_folder.read(folder / str(step))
+    except manifest.DamagedFileError as error:
+        raise FolderError(f"step {step} is damaged too: {error}") from error
+    step_folder.set_aside(folder, step)
 
 
-def _plain(value: Any, name: str) -> Any:
-    """Returns a value as JSON has it.
+def _record_data(path: Path, arrays: Mapping[str, Tree], seed: int | None) -> None:
+    """Adds arrays to data.json.
 
     Raises:
-      ValueError: it has no JSON; the message names where it stands.
+      FolderError: they are recorded with other content.
     """
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one, f"{name}.{key}") for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one, f"{name}[{index}]") for index, one in enumerate(value)]
-    if hasattr(value, "tolist"):  # arrays and scalars of NumPy and JAX
-        return _plain(value.tolist(), name)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(f"{name} is a {type(value).__name__}, which JSON cannot hold")
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    found = {
+        f"{name}{leaf}": manifest.fingerprint(digests.data_of(value))
+        | ({} if seed is None else {"split_seed": seed})
+        for name, tree in arrays.items()
+        for leaf, value in digests.named_leaves(tree).items()
+    }
+    changed = [
+        f"{name}: {stored[name]} -> {one}"
+        for name, one in found.items()
+        if name in stored and stored[name] != one
+    ]
+    if changed:
+        lines = "\n  ".join(changed)
+        raise FolderError(
+            f"the data of the run in {path.parent} have changed:\n  {lines}\n"
+            "restore them, or give another --workdir"
+        )
+    text = json.dumps({**stored, **found}, indent=1, sort_keys=True) + "\n"
+    metrics.replace(path, text)
 
 
-def _write(path: Path, text: str) -> None:
-    """Replaces a file in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def _last_state(folder: Path) -> dict[str, Any]:
+    """Describes the last state, and which one is the best."""
+    step = step_folder.latest_step(folder)
+    if step is None:
+        return {}
+    sealed = step_folder.read(folder / str(step))
+    return {
+        "step": step,
+        "state_sha256": digests.digest_of(sealed.records),
+        "best_step": step_folder.best_step(folder),
+    }
+
+
+def _is_abstract(template: Tree) -> bool:
+    leaves = jax.tree.leaves(template)
+    return not leaves or any(isinstance(one, jax.ShapeDtypeStruct) for one in leaves)

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +18,11 @@ import pytest
 from absl import flags
 
 import bilevel.experiments
+from bilevel.experiments import environment, metrics, run_folder, starts
 from bilevel.experiments.launch import launch
 
 REPOSITORY = Path(bilevel.experiments.__file__).parents[2]
+NO_LOCK = "warning: no requirements.lock: versions are recorded, not checked\n"
 
 CONFIG = '''
 """A random walk; command: python walk.py --config=walk_config.py."""
@@ -114,11 +118,12 @@ def test_config_and_run_reach_main(start, folder):
         run.finish({"loss": 0.5})
 
     arguments = ["--cfg.rate=0.05", "--workdir=a", "--data_dir=data"]
-    assert start(main, *arguments) == (0, "new run in a\n")
+    assert start(main, *arguments) == (0, f"new run in a\n{NO_LOCK}")
     assert seen == [(0.05, 40, Path("data"))]
     record = json.loads((folder / "a" / "config.json").read_text())
     assert record["config"] == {"rate": 0.05, "steps": 40}
-    assert record["argv"] == ["walk.py", "--config=configs/walk.py", *arguments]
+    (only,) = starts.read_all(folder / "a")
+    assert only.command["argv"] == ["walk.py", "--config=configs/walk.py", *arguments]
     assert (folder / "a" / "config.py.txt").read_text() == CONFIG
     assert (folder / "a" / "summary.json").exists()
 
@@ -191,12 +196,105 @@ def test_errors_of_main_pass(folder):
             argv=["walk.py", "--config=configs/walk.py", "--workdir=a"],
             flag_values=flags.FlagValues(),
         )
+    log = (folder / "a" / "log.txt").read_text()
+    assert "Traceback" in log
+    assert "ZeroDivisionError: of the program" in log
+
+
+def test_mistakes_that_main_meets(start, folder):
+    def main(config, run):
+        run.log(1, data=object())
+
+    code, said = start(main, "--workdir=a")
+    assert code == 1
+    assert said.endswith("error: metrics.data is a object, which JSON cannot hold\n")
+    assert said.splitlines()[-1] in (folder / "a" / "log.txt").read_text()
+
+
+def test_warnings_and_log_messages_are_kept(start, folder):
+    def main(config, run):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("penalty is large", UserWarning, stacklevel=1)
+        logging.getLogger("somebody").warning("disk is slow")
+        run.finish({})
+
+    show = warnings.showwarning
+    assert start(main, "--workdir=a")[0] == 0
+    log = (folder / "a" / "log.txt").read_text()
+    assert "UserWarning: penalty is large" in log
+    assert "WARNING somebody: disk is slow" in log
+    assert warnings.showwarning is show
+
+
+def test_drift_is_said_and_strict_env_refuses_it(start, folder):
+    Path("requirements.lock").write_text("jax==0.1.2\nnot-installed==1\n")
+    code, said = start(finishing, "--workdir=a")
+    assert code == 0
+    assert said.startswith(
+        "new run in a\nwarning: packages differ from requirements.lock:\n"
+        "  jax: locked 0.1.2, running "
+    )
+    assert "not-installed" not in said
+    (only,) = starts.read_all(folder / "a")
+    assert only.environment["lock"]["missing"] == ["not-installed"]
+    code, said = start(finishing, "--workdir=b", "--strict_env")
+    assert code == 1
+    assert said.startswith("error: the environment has changed:\n  jax: locked 0.1.2,")
+    assert not (folder / "b").exists()
+
+
+def test_strict_env_without_a_lock(start):
+    code, said = start(finishing, "--workdir=b", "--strict_env")
+    assert code == 1
+    assert said.startswith("error: --strict_env: there is no requirements.lock above")
+
+
+def test_what_changed_since_the_last_start_is_said(start, monkeypatch):
+    start(lambda config, run: None, "--workdir=a")
+    monkeypatch.setenv("NPROC", "7")
+    code, said = start(finishing, "--workdir=a")
+    assert code == 0
+    threads = environment.num_cores()
+    assert f"since the run was started last:\n  threads: {threads} -> 7\n" in said
+
+
+def test_stop_after_and_go_on(start, folder):
+    def main(config, run):
+        state, first = run.restore({"x": jnp.zeros(())}) or ({"x": jnp.zeros(())}, 0)
+        for step in range(first + 1, config.steps + 1):
+            state = {"x": state["x"] + 1}
+            run.save(step, state, force=True)
+            run.log(step, x=state["x"])
+        run.finish({})
+
+    code, said = start(main, "--workdir=a", "--stop_after=3")
+    assert (code, said.splitlines()[-1]) == (0, "stopped after step 3")
+    assert start(main, "--workdir=a")[0] == 0
+    lines = metrics.read(folder / "a" / run_folder.METRICS)
+    assert [one["x"] for one in lines] == list(range(1, 41))
+
+
+def test_no_secret_is_written(start, folder, monkeypatch):
+    secret = "hunter" + "2" * 9  # not in this file, which the recorded diff may hold
+    monkeypatch.setenv("MY_TOKEN", secret)
+    monkeypatch.setenv("JAX_SECRET_TOKEN", secret)
+
+    def main(config, run):
+        run.restore({"x": jnp.ones(2)})
+        run.log(1, loss=0.5)
+        run.finish({})
+
+    assert start(main, "--workdir=a")[0] == 0
+    files = [one for one in (folder / "a").rglob("*") if one.is_file()]
+    assert len(files) > 10
+    assert not [one for one in files if secret.encode() in one.read_bytes()]
 
 
 def test_main_that_does_not_finish(start):
     code, said = start(lambda config, run: None, "--workdir=a")
     assert code == 0
-    assert "main returned before run.finish; the run in a is resumed by\n" in said
+    assert "main returned before finish; the run in a is resumed by\n" in said
 
 
 def test_interrupt_prints_the_command_that_resumes(start):
@@ -207,7 +305,7 @@ def test_interrupt_prints_the_command_that_resumes(start):
 
     code, said = start(main, "--cfg.rate=0.2")
     assert code == 130
-    first, second, command = said.splitlines()
+    first, _, second, command = said.splitlines()
     assert first.startswith("new run in runs/walk-20")
     name = first.removeprefix("new run in ")
     assert second == f"interrupted; the run in {name} is resumed by"
@@ -303,25 +401,28 @@ def test_killed_run_resumes_to_the_same_bits(program, run_program):
     arguments = ["--save_every=3", "--cfg.rate=0.05"]
     whole = run_program(*arguments, "--workdir=whole")
     killed = run_program(*arguments, "--workdir=killed", SECONDS_PER_STEP="0.1")
-    killed.wait_for(lambda: list((program / "killed" / "ckpt").glob("[0-9]")))
+    killed.wait_for(lambda: list((program / "killed" / "ckpt").glob("[1-9]")))
     killed.popen.send_signal(signal.SIGKILL)
     killed.output()
     assert not (program / "killed" / "summary.json").exists()
     resumed = run_program(*arguments, "--workdir=killed")
     # Nothing of Orbax and nothing of absl is said.
-    assert whole.output() == (0, "done\n", "new run in whole\n")
-    assert resumed.output() == (0, "done\n", "unfinished run in killed\n")
+    assert whole.output() == (0, "done\n", f"new run in whole\n{NO_LOCK}")
+    said = f"unfinished run in killed\n{NO_LOCK}"
+    assert resumed.output() == (0, "done\n", said)
 
-    summaries, metrics = (
-        [(program / name / file).read_text() for name in ("whole", "killed")]
-        for file in ("summary.json", "metrics.jsonl")
-    )
-    first, second = map(json.loads, summaries)
-    assert first["first"] == 0
-    assert second["first"] > 0
-    assert first["digest"] == second["digest"]
-    assert metrics[0] == metrics[1]
-    assert len(metrics[0].splitlines()) == 40
+    folders = [program / name for name in ("whole", "killed")]
+    first, second = (json.loads((f / "summary.json").read_text()) for f in folders)
+    assert first["result"]["first"] == 0
+    assert second["result"]["first"] > 0
+    assert first["result"]["digest"] == second["result"]["digest"]
+    assert first["state_sha256"] == second["state_sha256"]
+    whole_lines, lines = (metrics.read(f / "metrics.jsonl") for f in folders)
+    for line in [*whole_lines, *lines]:
+        del line["time"]
+    assert whole_lines == lines
+    assert len(lines) == 40
+    assert len(starts.read_all(program / "killed")) == 2
 
 
 def test_help_shows_every_value(program, run_program):
@@ -351,3 +452,23 @@ def test_interrupted_program(program, run_program):
     assert command[1:3] == ["walk.py", "--config=walk_config.py"]
     assert command[3].startswith("--workdir=runs/walk_config-20")
     assert "Traceback" not in said
+
+
+def test_deterministic_computes_with_one_thread(program, run_program):
+    (program / "walk.py").write_text(
+        PROGRAM.replace(
+            'print("done")',
+            "from bilevel.experiments import determinism;"
+            " print(determinism.num_xla_threads())",
+        )
+    )
+    for arguments, expected in (([], "2\n"), (["--deterministic"], "1\n")):
+        process = run_program(*arguments, NPROC="2" if not arguments else "")
+        assert process.output()[:2] == (0, expected)
+    (program / "walk.py").write_text(
+        PROGRAM.replace("import optax", "import optax; x = jax.numpy.ones(3)")
+    )
+    code, _, said = run_program("--deterministic", NPROC="2").output()
+    assert code == 1
+    assert said.startswith("error: --deterministic: JAX has started with several")
+    assert said.count("\n") == 1

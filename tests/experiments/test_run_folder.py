@@ -1,22 +1,23 @@
 """The folder of a run: what is written, what is kept on resume, what is refused."""
 
 import dataclasses
+import hashlib
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.experiments import config
-from bilevel.experiments.run_folder import (
-    FolderError,
-    claim,
-    is_finished,
-    keep_lines,
-    new_directory,
-    open_run,
-)
+from bilevel.experiments import digests, metrics, step_folder
+from bilevel.experiments.checkpoint import CheckpointError
+from bilevel.experiments.folders import FolderError, claim, is_finished
+from bilevel.experiments.run_folder import StoppedAfter, open_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,61 +35,9 @@ def folder(tmp_path):
 
 def lines(folder):
     text = (folder / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def test_new_directories_never_collide(tmp_path):
-    made = [new_directory("ridge", tmp_path / "runs") for _ in range(3)]
-    assert len(set(made)) == 3
-    assert all(one.is_dir() and one.name.startswith("ridge-20") for one in made)
-
-
-def test_record_of_a_new_run(tmp_path):
-    directory = tmp_path / "deep" / "a"
-    argv = ["x.py", "--config=a.py"]
-    assert claim(directory, Config(), source="# text", argv=argv) == "new"
-    assert json.loads((directory / "config.json").read_text()) == {
-        "format_version": 1,
-        "config": {"rate": 0.1, "widths": [2, 3]},
-        "config_digest": config.digest(Config()),
-        "argv": argv,
-    }
-    assert (directory / "config.py.txt").read_text() == "# text"
-    assert {one.name for one in directory.iterdir()} == {"config.json", "config.py.txt"}
-
-
-def test_status(folder):
-    assert claim(folder, Config()) == "unfinished"
-    assert claim(folder, Config(widths=[2, 3])) == "unfinished"  # equal once checked
-    with open_run(folder) as run:
-        run.finish({"loss": 0.5})
-    assert claim(folder, Config()) == "finished"
-
-
-def test_other_config_is_refused(folder):
-    with pytest.raises(FolderError) as caught:
-        claim(folder, Config(rate=0.05, widths=()))
-    assert str(caught.value) == (
-        f"{folder} holds a run with another configuration (field: stored -> given):"
-        "\n  rate: 0.1 -> 0.05"
-        "\n  widths: [2, 3] -> []"
-        "\ngive the stored values to resume it, or another --workdir"
-    )
-
-
-def test_folder_that_is_no_run(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "thesis.tex").write_text("")
-    with pytest.raises(FolderError, match="a holds files but no run"):
-        claim(tmp_path / "a", Config())
-    with pytest.raises(FolderError, match="is a file; give another --workdir"):
-        claim(tmp_path / "a" / "thesis.tex", Config())
-
-
-def test_claim_killed_half_way(tmp_path):
-    (tmp_path / ".config.json.tmp").write_text('{"conf')
-    (tmp_path / "config.py.txt").write_text("# text")
-    assert claim(tmp_path, Config()) == "new"
+    found = [json.loads(line) for line in text.splitlines()]
+    assert all(one.pop("time") >= 0 for one in found)
+    return found
 
 
 def test_log_values(folder):
@@ -127,11 +76,14 @@ def test_finish(folder):
         run.finish({"loss": jnp.float32(0.5), "digest": "ab", "best": [1, math.nan]})
         assert (folder / "ckpt" / "7").is_dir()  # complete before the run is
     assert is_finished(folder)
-    assert json.loads((folder / "summary.json").read_text()) == {
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.pop("time") >= 0
+    assert summary == {
         "status": "finished",
-        "loss": 0.5,
-        "digest": "ab",
-        "best": [1, "NaN"],
+        "result": {"loss": 0.5, "digest": "ab", "best": [1, "NaN"]},
+        "step": 7,
+        "state_sha256": digests.digest({"x": jnp.ones(2)}),
+        "best_step": None,
     }
 
 
@@ -156,6 +108,8 @@ def test_resume_drops_later_and_broken_lines(folder):
         for step in range(1, 6):
             run.log(step, loss=step)
             assert run.save(step, {"x": jnp.asarray(step, float)}) == (step % 2 == 0)
+    saved = [one["step"] for one in metrics.read(folder / "digests.jsonl")]
+    assert saved == [0, 2, 4]
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     with open_run(folder, save_every=2) as run:
@@ -183,7 +137,7 @@ def test_writing_before_restore_is_refused(folder):
     state = {"x": jnp.zeros(())}
     with open_run(folder) as run:
         run.log(3, loss=0.5)
-        run.save(3, state, force=True)
+        assert run.save(3, state, force=True)
     with open_run(folder) as run:
         match = r"holds step 3: call run\.restore\(template\) before run\.log"
         with pytest.raises(RuntimeError, match=match):
@@ -195,13 +149,179 @@ def test_writing_before_restore_is_refused(folder):
     assert [line["step"] for line in lines(folder)] == [3, 4]
 
 
-def test_keep_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    keep_lines(path, 3)
-    assert not path.exists()
-    path.write_text('{"step": 1}\n{"step": 4}\n{"step": 2}')
-    keep_lines(path, 2)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(FolderError, match=r"line 2 of .*metrics\.jsonl is broken"):
-        keep_lines(path, 2)
+def test_restore_makes_the_first_checkpoint(folder):
+    state = {"x": jnp.ones(2)}
+    with open_run(folder) as run:
+        assert run.restore(state) is None
+    with open_run(folder) as run:
+        found, step = run.restore({"x": jnp.zeros(2)})
+    assert step == 0
+    assert digests.digest(found) == digests.digest(state)
+
+
+def test_abstract_template_makes_none(folder):
+    with open_run(folder) as run:
+        assert run.restore({"x": jax.ShapeDtypeStruct((2,), jnp.float32)}) is None
+    assert not (folder / "ckpt").exists()
+
+
+def test_first_best_and_two_latest_are_kept(folder):
+    with open_run(folder, save_every=1) as run:
+        run.restore({"x": jnp.asarray(0.0)})
+        for step, loss in enumerate([3.0, 1.0, math.nan, 2.0, 4.0, 5.0], start=1):
+            run.save(step, {"x": jnp.asarray(float(step))}, metric=loss)
+        run.finish({})
+    assert step_folder.steps(folder / "ckpt") == [0, 2, 5, 6]
+    assert step_folder.best_step(folder / "ckpt") == 2
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["best_step"], summary["step"]) == (2, 6)
+
+
+def test_metric_must_be_a_number(folder):
+    with open_run(folder) as run, pytest.raises(metrics.MetricsError, match="one num"):
+        run.save(1, {"x": jnp.ones(2)}, force=True, metric="low")
+
+
+def test_restore_step_sets_later_ones_aside(folder):
+    state = {"x": jnp.asarray(0.0)}
+    with open_run(folder, save_every=1) as run:
+        run.restore(state)
+        for step in (1, 2, 3):
+            run.log(step, loss=step)
+            run.save(step, {"x": jnp.asarray(float(step))})
+    with pytest.raises(FolderError, match=r"holds no step 1; there are \[0, 2, 3\]"):
+        with open_run(folder, restore_step=1):
+            pass
+    for count in (1, 2):
+        with open_run(folder, save_every=1, restore_step=2) as run:
+            found, step = run.restore(state)
+            assert (float(found["x"]), step) == (2.0, 2)
+            assert [one["step"] for one in lines(folder)] == [1, 2]
+            run.log(3, loss=30)
+            run.save(3, {"x": jnp.asarray(30.0 + count)})
+    aside = folder / "ckpt-set-aside"
+    assert sorted(one.name for one in aside.iterdir()) == ["3", "3-2"]
+
+
+def test_damage_and_the_way_back(folder):
+    state = {"x": jnp.zeros(1000)}
+    with open_run(folder, save_every=1) as run:
+        run.restore(state)
+        for step in (1, 2):
+            run.save(step, {"x": jnp.full(1000, float(step))})
+    victim = folder / "ckpt" / "2" / "leaves.json"
+    victim.write_text(victim.read_text().replace("float", "floas"))
+    with open_run(folder) as run, pytest.raises(CheckpointError) as caught:
+        run.restore(state)
+    assert "leaves.json: expected sha256" in str(caught.value)
+    assert "Step 1 is intact: resume from it with --restore_step=1" in str(caught.value)
+    with open_run(folder, restore_step=1) as run:
+        assert run.restore(state)[1] == 1
+    with pytest.raises(FolderError, match="holds no step 2"):
+        with open_run(folder, restore_step=2):
+            pass
+
+
+def test_save_steps_and_stop_after(folder):
+    def go(run):
+        run.restore({"x": jnp.asarray(0.0)})
+        for step in range(1, 6):
+            run.save(step, {"x": jnp.asarray(float(step))})
+            run.log(step, loss=step)
+
+    with open_run(folder, save_every=1, save_steps=(0, 2, 4), stop_after=3) as run:
+        with pytest.raises(StoppedAfter, match="stopped after step 3"):
+            go(run)
+    assert [one["step"] for one in lines(folder)] == [1, 2, 3]
+    assert step_folder.steps(folder / "ckpt") == [0, 2]
+
+
+def test_data_are_recorded_and_kept(folder):
+    examples = {"inputs": np.arange(6.0).reshape(2, 3), "labels": np.arange(2)}
+    with open_run(folder) as run:
+        run.record_data(train=examples, split_seed=3)
+        run.record_data(test=jnp.ones(2))
+    with open_run(folder) as run:
+        run.record_data(train=examples, split_seed=3)
+        for changed in (
+            {"train": {**examples, "labels": np.array([0, 2])}, "split_seed": 3},
+            {"train": examples, "split_seed": 4},
+        ):
+            with pytest.raises(FolderError, match=r"the data of the run in .*"):
+                run.record_data(**changed)
+    stored = json.loads((folder / "data.json").read_text())
+    assert sorted(stored) == ["test", "train['inputs']", "train['labels']"]
+    entry = stored["train['inputs']"]
+    assert (entry["shape"], entry["dtype"], entry["split_seed"]) == (
+        [2, 3],
+        "float64",
+        3,
+    )
+    raw = examples["inputs"].tobytes()
+    assert entry["sha256"] == hashlib.sha256(raw).hexdigest()
+
+
+def test_time_goes_on_where_it_was(folder):
+    with open_run(folder) as run:
+        run.restore({"x": jnp.ones(())})
+        run.save(1, {"x": jnp.ones(())}, force=True)
+        run.log(1)
+    path = folder / "metrics.jsonl"
+    path.write_text('{"step": 1, "time": 100.5}\n')
+    with open_run(folder) as run:
+        run.restore({"x": jnp.ones(())})
+        run.log(2)
+    assert metrics.read(path)[1]["time"] >= 100.5
+
+
+def test_folder_deleted_while_running(folder):
+    with open_run(folder) as run:
+        run.log(1, loss=0.5)
+        shutil.rmtree(folder)
+        for write in (
+            lambda: run.log(2, loss=0.5),
+            lambda: run.save(2, {"x": jnp.ones(2)}, force=True),
+        ):
+            with pytest.raises(FolderError, match="is gone; step 2 is lost with it"):
+                write()
+        with pytest.raises(FolderError, match="it is gone or cannot be made"):
+            run.finish({})
+    assert not folder.exists()
+
+
+def test_two_processes(folder):
+    code = """
+import sys
+from bilevel.experiments import open_run
+from bilevel.experiments.folders import FolderError
+try:
+    with open_run(sys.argv[1]):
+        pass
+except FolderError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(folder)]
+
+    def other() -> str:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    with open_run(folder):
+        said = other()
+    assert said == (
+        f"process {os.getpid()} is writing to {folder}; wait for it, or give another"
+        " --workdir"
+    )
+    assert other() == ""
+
+
+def test_disk_full(folder):
+    with open_run(folder) as run:
+        run.log(1, loss=0.5)
+        (folder / "metrics.jsonl").unlink()
+        (folder / "metrics.jsonl").symlink_to("/dev/full")
+        with pytest.raises(FolderError) as caught:
+            run.log(2, loss=0.4)
+    assert str(caught.value).startswith(
+        f"cannot write to {folder}: No space left on device; what was written before"
+    )

@@ -1,0 +1,177 @@
+"""Who may use a folder: new folders, one configuration a folder, one process at a time.
+
+config.json     the configuration, its digest, the class that checks it
+config.py.txt   the text of the configuration file
+.gitignore      so that results are no part of the source that a run records
+.lock           held by the process that writes
+"""
+
+import contextlib
+import datetime
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from bilevel.experiments import config, metrics
+
+Status: TypeAlias = Literal["new", "unfinished", "finished"]
+
+CONFIG, SOURCE, SUMMARY = "config.json", "config.py.txt", "summary.json"
+_IGNORE, _LOCK = ".gitignore", ".lock"
+_FORMAT = 1
+
+
+class FolderError(ValueError):
+    """A folder cannot be used for this run; the message says what to do."""
+
+
+def new_directory(name: str, parent: Path = Path("runs")) -> Path:
+    """Makes the folder `<parent>/<name>-<time>[-n]` and returns it.
+
+    Two processes that start in the same second get two folders.
+
+    Raises:
+      FolderError: the folder cannot be made.
+    """
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    count = 1
+    with folder_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            directory = parent / f"{name}-{now}{'' if count == 1 else f'-{count}'}"
+            try:
+                directory.mkdir()
+            except FileExistsError:
+                count += 1
+            else:
+                return directory
+
+
+def claim(directory: Path, cfg: Any, *, source: str = "") -> Status:
+    """Takes a folder for a run with this configuration.
+
+    Args:
+      directory: made if it is not there.
+      cfg: the configuration.
+      source: the text of the configuration file, kept as config.py.txt.
+
+    Returns:
+      'new', 'unfinished' (to be resumed) or 'finished'.
+
+    Raises:
+      FolderError: the folder holds a run with another configuration (the message lists
+        the differences), or something that is no run, or cannot be written to.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise FolderError(f"{directory} is a file; give another --workdir")
+    record = directory / CONFIG
+    if record.exists():
+        _check_same(directory, read_config(directory), cfg)
+        return "finished" if is_finished(directory) else "unfinished"
+    # What a killed `claim` leaves behind is no obstacle.
+    names = [one.name for one in directory.iterdir()] if directory.exists() else []
+    if any(name != SOURCE and not name.startswith(".") for name in names):
+        raise FolderError(
+            f"{directory} holds files but no run (no {CONFIG}); give another --workdir"
+        )
+    content = {
+        "format_version": _FORMAT,
+        "config": config.to_dict(cfg),
+        "config_digest": config.digest(cfg),
+        "config_class": f"{type(cfg).__module__}.{type(cfg).__qualname__}",
+    }
+    with folder_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / _IGNORE).write_text("*\n")
+        metrics.replace(directory / SOURCE, source)
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        metrics.replace(record, text)
+    return "new"
+
+
+def is_finished(directory: Path) -> bool:
+    """Says whether the run in a folder reached its end."""
+    return (directory / SUMMARY).exists()
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Returns the configuration of a run as nested dictionaries.
+
+    Raises:
+      FolderError: there is none, or it was changed by hand.
+    """
+    path = directory / CONFIG
+    try:
+        content = json.loads(path.read_text())
+        stored = content["config"]
+        is_whole = config.dict_digest(stored) == content["config_digest"]
+    except FileNotFoundError:
+        raise FolderError(f"{directory} is no run: it has no {CONFIG}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path} is damaged ({error})") from error
+    if not is_whole:
+        raise FolderError(f"{path} was changed: its values do not have its digest")
+    return stored
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds a folder; a killed process lets go of it.
+
+    Raises:
+      FolderError: another process holds it, or it cannot be written to.
+    """
+    if importlib.util.find_spec("fcntl") is None:  # Windows
+        yield
+        return
+    import fcntl
+
+    with folder_errors(directory):
+        file = (directory / _LOCK).open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise FolderError(
+                f"process {owner} is writing to {directory}; wait for it, or give"
+                " another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def folder_errors(directory: Path) -> Iterator[None]:
+    """Turns what the disk refuses into one message that says what is not lost."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        if not directory.is_dir():
+            reason = f"it is gone or cannot be made ({reason})"
+        raise FolderError(
+            f"cannot write to {directory}: {reason}; what was written before is whole."
+            " Mend that and run the same command, or give another --workdir"
+        ) from error
+
+
+def _check_same(directory: Path, stored: Mapping[str, Any], cfg: Any) -> None:
+    lines = config.difference(stored, cfg)
+    if lines:
+        raise FolderError(
+            "\n  ".join(
+                [
+                    f"{directory} holds a run with another configuration"
+                    " (field: stored -> given):",
+                    *lines,
+                ]
+            )
+            + "\ngive the stored values to resume it, or another --workdir"
+        )

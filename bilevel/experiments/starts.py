@@ -1,0 +1,133 @@
+"""What is recorded of every start of a run: command, environment, source.
+
+starts/<n>/command.json      command line, flags, time
+starts/<n>/environment.json  see `environment.record`
+starts/<n>/source.json       see `source.record`; of bilevel too, if it is elsewhere
+starts/<n>/diff.patch        from the commit to the code that ran
+starts/<n>/bilevel.patch     the same of bilevel, if it has a repository of its own
+starts/<n>/program.py.txt    the program, where there is no commit
+"""
+
+import datetime
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bilevel
+from bilevel.experiments import environment, metrics, source
+from bilevel.experiments.folders import folder_errors
+
+_STARTS = "starts"
+_COMMAND, _ENVIRONMENT, _SOURCE = "command.json", "environment.json", "source.json"
+_DIFF, _LIBRARY, _PROGRAM = "diff.patch", "bilevel.patch", "program.py.txt"
+
+
+class Start(NamedTuple):
+    """What was recorded of one start, each a JSON object."""
+
+    command: dict[str, Any]
+    environment: dict[str, Any]
+    source: dict[str, Any]
+
+
+def write(
+    directory: Path, program: str, argv: Sequence[str], flags: Mapping[str, Any]
+) -> Start:
+    """Records a start.
+
+    Cost: half a second.
+
+    Args:
+      directory: of the run.
+      program: the file of the program.
+      argv: the command line, program name first.
+      flags: the flags that every program has, by name.
+
+    Raises:
+      FolderError: the disk refuses.
+    """
+    lock = environment.find_lock(program)
+    code, library = source.record(program), _library_source(program)
+    start = Start(
+        {
+            "argv": list(argv),
+            "flags": dict(flags),
+            "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        },
+        environment.record(lock),
+        {"program": code.record, "bilevel": library and library.record},
+    )
+    with folder_errors(directory):
+        folder = directory / _STARTS / str(len(read_all(directory)) + 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_diff(folder / _DIFF, code.diff)
+        if library is not None:
+            _write_diff(folder / _LIBRARY, library.diff)
+        if code.record["commit"] is None and Path(program).is_file():
+            text = Path(program).read_text(errors="replace")
+            metrics.replace(folder / _PROGRAM, text)
+        # The command last: a start without one was cut short.
+        _write(folder / _SOURCE, start.source)
+        _write(folder / _ENVIRONMENT, start.environment)
+        _write(folder / _COMMAND, start.command)
+    return start
+
+
+def read_all(directory: Path) -> list[Start]:
+    """Returns the starts of a run, the first one first."""
+    found = []
+    for number in range(1, 1_000_000):
+        folder = directory / _STARTS / str(number)
+        if not (folder / _COMMAND).is_file():
+            break
+        names = (_COMMAND, _ENVIRONMENT, _SOURCE)
+        found.append(Start(*(json.loads((folder / n).read_text()) for n in names)))
+    return found
+
+
+def difference(before: Start, now: Start) -> list[str]:
+    """Lists what differs between two starts, the likeliest cause first."""
+    code = _code_difference("program", before, now)
+    code += _code_difference("bilevel", before, now)
+    return code + environment.difference(before.environment, now.environment)
+
+
+def _code_difference(which: str, before: Start, now: Start) -> list[str]:
+    old, new = before.source.get(which) or {}, now.source.get(which) or {}
+    name = "code" if which == "program" else "code of bilevel"
+    if "tree" not in old and "tree" not in new:
+        return []  # not from a repository: compared by their versions
+    if old.get("tree") == new.get("tree"):
+        return []
+    texts = [_state(one) for one in (old, new)]
+    return [f"{name}: {texts[0]} -> {texts[1]}"]
+
+
+def _state(record: Mapping[str, Any]) -> str:
+    if record.get("commit") is None:
+        return "no commit"
+    dirty = " with changes" if record["is_dirty"] else ""
+    return f"commit {record['commit'][:12]}{dirty}"
+
+
+def _library_source(program: str) -> source.Source | None:
+    """Records bilevel itself if it runs from a repository of its own."""
+    package = Path(os.path.abspath(bilevel.__file__))
+    top = source.repository(package)
+    if top is None or top == source.repository(program):
+        return None
+    # Site-packages within somebody's repository are no source of ours.
+    tracked = package.relative_to(top).as_posix() == "bilevel/__init__.py"
+    return source.record(package) if tracked else None
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    metrics.replace(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_diff(path: Path, diff: str) -> None:
+    # A patch holds the bytes of the files, whatever their encoding.
+    data = diff.encode(errors="surrogateescape")
+    metrics.write(path, lambda temporary: temporary.write_bytes(data))

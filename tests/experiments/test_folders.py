@@ -1,0 +1,104 @@
+"""Who may use a folder, and what is refused."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from bilevel.experiments import config
+from bilevel.experiments.folders import (
+    FolderError,
+    claim,
+    new_directory,
+    read_config,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    rate: float = 0.1
+    widths: tuple[int, ...] = (2, 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    directory = tmp_path / "a"
+    assert claim(directory, Config()) == "new"
+    return directory
+
+
+def test_new_directories_never_collide(tmp_path):
+    made = [new_directory("ridge", tmp_path / "runs") for _ in range(3)]
+    assert len(set(made)) == 3
+    assert all(one.is_dir() and one.name.startswith("ridge-20") for one in made)
+
+
+def test_record_of_a_new_run(tmp_path):
+    directory = tmp_path / "deep" / "a"
+    assert claim(directory, Config(), source="# text") == "new"
+    assert json.loads((directory / "config.json").read_text()) == {
+        "format_version": 1,
+        "config": {"rate": 0.1, "widths": [2, 3]},
+        "config_digest": config.digest(Config()),
+        "config_class": f"{__name__}.Config",
+    }
+    assert read_config(directory) == {"rate": 0.1, "widths": [2, 3]}
+    assert (directory / "config.py.txt").read_text() == "# text"
+    names = {"config.json", "config.py.txt", ".gitignore"}
+    assert {one.name for one in directory.iterdir()} == names
+
+
+def test_status(folder):
+    assert claim(folder, Config()) == "unfinished"
+    assert claim(folder, Config(widths=[2, 3])) == "unfinished"  # equal once checked
+    (folder / "summary.json").write_text("{}")
+    assert claim(folder, Config()) == "finished"
+
+
+def test_other_config_is_refused(folder):
+    with pytest.raises(FolderError) as caught:
+        claim(folder, Config(rate=0.05, widths=()))
+    assert str(caught.value) == (
+        f"{folder} holds a run with another configuration (field: stored -> given):"
+        "\n  rate: 0.1 -> 0.05"
+        "\n  widths: [2, 3] -> []"
+        "\ngive the stored values to resume it, or another --workdir"
+    )
+
+
+def test_folder_that_is_no_run(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").write_text("")
+    with pytest.raises(FolderError, match="a holds files but no run"):
+        claim(tmp_path / "a", Config())
+    with pytest.raises(FolderError, match="is a file; give another --workdir"):
+        claim(tmp_path / "a" / "thesis.tex", Config())
+
+
+def test_claim_killed_half_way(tmp_path):
+    (tmp_path / ".config.json.tmp").write_text('{"conf')
+    (tmp_path / "config.py.txt").write_text("# text")
+    assert claim(tmp_path, Config()) == "new"
+
+
+def test_config_changed_by_hand(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    with pytest.raises(FolderError, match=r"config\.json was changed: its values"):
+        claim(folder, Config(rate=0.2))
+    path.write_text('{"config": ')
+    with pytest.raises(FolderError, match=r"config\.json is damaged"):
+        claim(folder, Config())
+    with pytest.raises(FolderError, match=r"is no run: it has no config\.json"):
+        read_config(folder.parent)
+
+
+@pytest.mark.parametrize("make", [claim, lambda folder, _: new_directory("a", folder)])
+def test_folder_that_cannot_be_written(make):
+    # Even root cannot make a folder here.
+    folder = pathlib.Path("/proc/bilevel")
+    with pytest.raises(
+        FolderError, match="cannot write to /proc/bilevel: it is gone or"
+    ):
+        make(folder, Config())
