@@ -19,6 +19,7 @@ from bilevel.run import run as run
 
 if TYPE_CHECKING:
     from bilevel.experiments.launch import launch as launch
+    from bilevel.experiments.load_run import load_run as load_run
 
 __all__ = [
     "Batches",
@@ -30,6 +31,7 @@ __all__ = [
     "iterate_until",
     "launch",
     "linear_solvers",
+    "load_run",
     "run",
     "solvers",
     "value_and_hypergradient",
@@ -37,9 +39,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `launch` when it is asked for: programs need it, libraries do not."""
+    """Loads `launch` and `load_run` when asked for: libraries need neither."""
     if name == "launch":
         from bilevel.experiments.launch import launch
 
         return launch
+    if name == "load_run":
+        from bilevel.experiments.load_run import load_run
+
+        return load_run
     raise AttributeError(f"module 'bilevel' has no attribute {name!r}")

@@ -45,6 +45,7 @@ from bilevel import hypergradients, inner_solvers, linear_solvers, solvers
 from bilevel.experiments import Run, progress
 from bilevel.hypergradients import Hypergradient
 from bilevel.inner_solvers import InnerSolver
+from bilevel.solvers import TwoLoopState as State
 from examples import data_cleaning_report as report
 from examples.data_cleaning_models import (
     Models,
@@ -121,24 +122,12 @@ def quality(
     return report.Quality(loss, test_accuracy(model, task), found.f1)
 
 
-class Record(NamedTuple):
-    """What a checkpoint holds.
-
-    Attributes:
-        solver: the state of the outer algorithm.
-        curves: `[stages, looks, 4]`, after every chunk of steps: the outer objective,
-            then the fields of `Quality`.  Each stage but the last is a trial under one
-            penalty; it does not see the last fifth of the validation set.
-    """
-
-    solver: solvers.TwoLoopState
-    curves: np.ndarray
-
-
 def learn_weights(
     cfg: Config, task: Task, start: np.ndarray, last_penalty: float, run: Run
-) -> Record | None:
+) -> np.ndarray | None:
     """Learns the logits of the weights, first in trials, then with the best penalty.
+
+    A trial, under one penalty, does not see the last fifth of the validation set.
 
     Args:
         cfg: the configuration.
@@ -148,7 +137,7 @@ def learn_weights(
         run: where to save and log.
 
     Returns:
-        The record; its solver's `outer` are the logits.  None if interrupted.
+        The logits, or None if interrupted.
     """
     clean = cfg.cleaning
     num_trials, num_steps = len(clean.penalties), clean.num_steps
@@ -159,53 +148,46 @@ def learn_weights(
     )
     models = zeros(clean.num_folds, len(task.mean))
     fresh = solver.init(models, jnp.asarray(start), jax.random.key(cfg.seed))
-    looks = -(-num_steps // clean.chunk_size)
-    empty = np.full((num_trials + 1, looks, 4), np.nan, np.float32)
-    record, done = run.restore(Record(fresh, empty)) or (Record(fresh, empty), 0)
+    state, done = run.restore(fresh) or (fresh, 0)
 
-    def stage(number: int, record: Record, show: Callable[..., None]) -> Record:
+    def stage(number: int, state: State, show: Callable[..., None]) -> State:
         is_trial = number < num_trials
-        curves = np.array(record.curves)
-        chosen = number if is_trial else int(curves[:-1, -1, 1].argmin())
+        chosen = number if is_trial else report.best_trial(cfg, run.metrics())
         penalty = clean.penalties[chosen]
         used = task.is_validation & ~(task.is_held_out & is_trial)
 
-        def look(state: solvers.TwoLoopState, infos: solvers.TwoLoopInfo) -> None:
+        def look(state: State, infos: solvers.TwoLoopInfo) -> None:
             step = number * num_steps + int(state.step)
             now = quality(cfg, task, np.asarray(state.outer), used, last_penalty)
             value = float(infos.value[-1])
-            at = -(-int(state.step) // clean.chunk_size) - 1
-            curves[number, at] = (value, *now)
             losses = {"penalty": penalty, "outer loss": value}
             held_out = {"held-out loss": now.held_out_loss} if is_trial else {}
             show(step, num_steps * (num_trials + 1), losses | held_out)
             run.log(step, stage=number, outer_loss=value, **now._asdict())
-            run.save(step, Record(state, curves), force=True)
+            run.save(step, state, force=True)
 
-        state, _ = bilevel.run(
+        return bilevel.run(
             solver,
-            record.solver,
+            state,
             stage_batches(cfg, task, penalty, used),
-            num_steps=num_steps - int(record.solver.step),
+            num_steps=num_steps - int(state.step),
             chunk_size=clean.chunk_size,
             callbacks=[look],
-        )
-        return Record(state, curves)
+        )[0]
 
     with progress("learning the weights") as show:
         for number in range(done // num_steps, num_trials + 1):
-            if done <= number * num_steps:
-                record = record._replace(solver=fresh)
-            record = stage(number, record, show)
-            if int(record.solver.step) < num_steps:
+            state = stage(number, fresh if done <= number * num_steps else state, show)
+            if int(state.step) < num_steps:
                 return None
-    return record
+    return np.asarray(state.outer)
 
 
 def main(cfg: Config, run: Run) -> None:
     """Compares the table's ways to train, and writes table, figures and summary."""
     began = time.monotonic()
     task = load(cfg, run.data_dir)
+    run.record_data(task=task._asdict(), split_seed=cfg.seed)
     is_wrong = task.is_wrong
     rows: dict[str, report.Row] = {}
 
@@ -223,16 +205,15 @@ def main(cfg: Config, run: Run) -> None:
     margin = margins(both, task)
     add("filter", task.weights(margin > 0, 1), margin <= 0)
     start = cfg.cleaning.start_scale * margin
-    record = learn_weights(cfg, task, start, rows["filter"].penalty, run)
-    if record is None:
+    logits = learn_weights(cfg, task, start, rows["filter"].penalty, run)
+    if logits is None:
         return
-    logits = np.asarray(record.solver.outer)
     add("bilevel", task.weights(logits > 0, 1), logits <= 0)
     add("oracle: correct labels only", task.weights(~is_wrong, 1))
 
     print(report.table(rows))
     report.weights(logits, is_wrong, run.path("weights.png"))
-    report.curves(cfg, np.asarray(record.curves), run.path("curves.png"))
+    report.curves(cfg, run.metrics(), run.path("curves.png"))
     report.suspects(task, logits, run.path("suspects.png"))
     seconds = time.monotonic() - began
     print(f"{seconds:.0f} s; figures in {run.directory}")

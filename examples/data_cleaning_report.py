@@ -1,6 +1,6 @@
 """The table and the figures of `data_cleaning.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,26 +96,37 @@ def weights(logits: np.ndarray, is_wrong: np.ndarray, path: Path) -> None:
     _save(figure, path)
 
 
-def curves(cfg: Config, values: np.ndarray, path: Path) -> None:
+def best_trial(cfg: Config, lines: Sequence[Mapping[str, Any]]) -> int:
+    """The trial whose held-out loss is the least at its end."""
+    trials = range(len(cfg.cleaning.penalties))
+    ends = [column(lines, trial, "held_out_loss")[-1] for trial in trials]
+    return int(np.argmin(ends))
+
+
+def column(lines: Sequence[Mapping[str, Any]], stage: int, name: str) -> list[float]:
+    """One metric of one stage (the trials, then the last one), over its looks."""
+    return [line[name] for line in lines if line["stage"] == stage]
+
+
+def curves(cfg: Config, lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Losses over the outer steps; test accuracy and F1, which choose nothing."""
     clean = cfg.cleaning
-    looks = np.arange(1, values.shape[1] + 1)
-    steps = np.minimum(looks * clean.chunk_size, clean.num_steps)
-    best = int(values[:-1, -1, 1].argmin())
+    last, best = len(clean.penalties), best_trial(cfg, lines)
+    steps = np.array(column(lines, last, "step")) - last * clean.num_steps
     figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained")
     styles = [
-        (axes[0], 0, "outer objective\n(cross-validation loss)", WRONG),
-        (axes[2], 2, "test accuracy\n(only reported)", WRONG),
-        (axes[3], 3, "F1 of labels called wrong\n(only reported)", WRONG),
+        (axes[0], "outer_loss", "outer objective\n(cross-validation loss)"),
+        (axes[2], "test_accuracy", "test accuracy\n(only reported)"),
+        (axes[3], "f1", "F1 of labels called wrong\n(only reported)"),
     ]
-    for axis, column, title, color in styles:
-        axis.plot(steps, values[-1, :, column], ".-", color=color)
+    for axis, name, title in styles:
+        axis.plot(steps, column(lines, last, name), ".-", color=WRONG)
         axis.set_title(title, fontsize=10)
     for number, penalty in enumerate(clean.penalties):
         is_best = number == best
         axes[1].plot(
             steps,
-            values[number, :, 1],
+            column(lines, number, "held_out_loss"),
             [".-", ".--", ".:", ".-."][number % 4],
             color=CLEAN if is_best else GREY,
             label=f"L2 {penalty:g}{' (chosen)' if is_best else ''}",

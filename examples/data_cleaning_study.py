@@ -9,7 +9,6 @@ that are finished.  Prints Markdown: mean ± standard deviation over the seeds.
 
 import contextlib
 import io
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from bilevel import load_run
 from bilevel.experiments import Run, claim, config, load_config, open_run
 from bilevel.experiments.command_line import from_text
 from examples.data_cleaning import main
@@ -34,7 +34,7 @@ def finished(cfg: Any, directory: Path) -> dict[str, Any]:
     if claim(directory, cfg) != "finished":
         with open_run(directory, data_dir=_DATA.value) as run:
             quietly(cfg, run)
-    return json.loads((directory / "summary.json").read_text())
+    return (load_run(directory).summary or {})["result"]
 
 
 def quietly(cfg: Any, run: Run) -> None:

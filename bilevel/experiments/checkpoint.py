@@ -19,22 +19,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from bilevel.datasets.manifest import DamagedFileError
-from bilevel.experiments import digests, step_folder
+from bilevel.experiments import digests, restore, step_folder
 from bilevel.experiments.digests import LeafRecord
+from bilevel.experiments.restore import CheckpointError
 
 Tree: TypeAlias = Any
 
 _KEPT = 2  # the latest, and one to fall back to if that is damaged
 _MARK = {"written_by": "bilevel"}  # so that no folder of others is ever removed
-
-
-class CheckpointError(ValueError):
-    """A state cannot be saved, or a checkpoint is damaged or of another structure."""
 
 
 class Save(Protocol):
@@ -136,7 +128,7 @@ def open_checkpoints(
         return digests.digest_of(records)
 
     @_unchanged_logging()
-    def restore(
+    def restore_step(
         template: Tree, *, step: int | None = None, cast: bool = False
     ) -> tuple[Tree, int] | None:
         wait()
@@ -148,13 +140,15 @@ def open_checkpoints(
         if not found:
             return None
         if step is not None:
-            return _restore(opened(), directory / str(step), template, cast), step
-        return _restore_latest(opened(), directory, found, template, cast)
+            return restore.restore(
+                opened().load, directory / str(step), template, cast
+            ), step
+        return restore.restore_latest(opened().load, directory, found, template, cast)
 
     # The thread waits for Orbax and seals the step.
     with ThreadPoolExecutor(1, "bilevel-checkpoint") as executor:
         try:
-            yield Checkpoints(save, restore, wait)
+            yield Checkpoints(save, restore_step, wait)
         finally:
             with _unchanged_logging(), _disk_errors(directory):
                 try:
@@ -162,6 +156,43 @@ def open_checkpoints(
                 finally:
                     if opened.cache_info().currsize:
                         opened().close()
+
+
+def load(directory: Path, template: Tree = None, step: int | None = None) -> Tree:
+    """Reads a state; nothing in the folder changes.
+
+    Args:
+      directory: the folder of the checkpoints.
+      template: see above; without one the result is a dictionary from the name of a
+        leaf to its array.
+      step: which one, default the last.
+
+    Raises:
+      CheckpointError: there is none, it is damaged, or it does not fit the template.
+    """
+    steps = step_folder.steps(directory)
+    chosen = max(steps, default=None) if step is None else step
+    if chosen is None or chosen not in steps:
+        asked = "no checkpoint" if chosen is None else f"no step {chosen}"
+        raise CheckpointError(f"{directory} holds {asked}; there are {_listed(steps)}")
+    folder = directory.resolve() / str(chosen)
+    named = None
+    if template is None:
+        with restore.damage(folder):
+            records = step_folder.read(folder).records
+        named = {name: restore.abstract(record) for name, record in records.items()}
+    with _unchanged_logging():
+        tree = named if template is None else template
+        return restore.restore(
+            _load_step(folder), folder, tree, cast=False, named=named
+        )
+
+
+def _load_step(folder: Path) -> Callable[[int, Any], Any]:
+    from orbax.checkpoint import v1
+
+    ocp: Any = v1  # its own annotations contradict one another
+    return lambda _, targets: ocp.load(folder, targets, checkpointable_name="state")
 
 
 def is_due(step: int, last_saved: int, interval: int) -> bool:
@@ -298,142 +329,8 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         last = step_folder.latest_step(directory)
         rest = "no step is saved" if last is None else f"step {last} is saved"
         raise CheckpointError(
-            f"cannot save to {directory} ({_root_cause(error)}); {rest}"
+            f"cannot save to {directory} ({restore.root_cause(error)}); {rest}"
         ) from error
-
-
-def _restore_latest(
-    checkpointer: Any, directory: Path, steps: list[int], template: Tree, cast: bool
-) -> tuple[Tree, int]:
-    *earlier, latest = steps
-    try:
-        return _restore(checkpointer, directory / str(latest), template, cast), latest
-    except _Damaged as error:
-        for step in reversed(earlier):
-            with contextlib.suppress(_Damaged):
-                _restore(checkpointer, directory / str(step), template, cast)
-                raise CheckpointError(
-                    f"{error}\nStep {step} is intact: resume from it with"
-                    f" --restore_step={step} (in a notebook: open_run(...,"
-                    f" restore_step={step})); later ones are set aside, not deleted"
-                ) from error
-        raise CheckpointError(f"{error}\nNo other step is intact") from error
-
-
-class _Damaged(CheckpointError):
-    """What is stored is not what was saved."""
-
-
-def _restore(checkpointer: Any, folder: Path, template: Tree, cast: bool) -> Tree:
-    """Restores one step and verifies every file and leaf."""
-    try:
-        records = step_folder.read(folder).records
-    except step_folder.FormatError as error:
-        raise CheckpointError(str(error)) from None
-    except (DamagedFileError, OSError) as error:
-        raise _Damaged(f"checkpoint {folder} is damaged: {error}") from error
-    named = digests.named_leaves(template)
-    _check_template(records, named, folder, cast)
-    targets = {name: _target(leaf, records[name]) for name, leaf in named.items()}
-    try:
-        loaded = checkpointer.load(int(folder.name), targets)
-    except Exception as error:
-        raise _Damaged(
-            f"checkpoint {folder} cannot be read ({_root_cause(error)})"
-        ) from error
-    for name, record in records.items():
-        if (found := digests.sha256(loaded[name])) != record.sha256:
-            raise _Damaged(
-                f"checkpoint {folder} is damaged: leaf {name} has sha256 {found[:12]},"
-                f" expected {record.sha256[:12]}"
-            )
-    leaves = [_leaf(loaded[name], records[name], named[name]) for name in named]
-    return jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-
-def _check_template(
-    records: Mapping[str, LeafRecord], named: Mapping[str, Any], path: Any, cast: bool
-) -> None:
-    """Compares structure, shapes and dtypes."""
-    stored = {name: (one.dtype, list(one.shape)) for name, one in records.items()}
-    given = {
-        name: (digests.dtype_of(leaf), list(_data_type(leaf).shape))
-        for name, leaf in named.items()
-    }
-
-    def fits(name: str) -> bool:
-        one, other = stored.get(name), given.get(name)
-        if (
-            not cast
-            or one is None
-            or other is None
-            or records[name].key
-            or is_key(name)
-        ):
-            return one == other
-        return one[1] == other[1]
-
-    def is_key(name: str) -> bool:
-        return bool(records[name].key) or digests.is_key(named[name])
-
-    def shown(what: tuple[str, list[int]] | None) -> str:
-        return "nothing" if what is None else f"{what[0]}{what[1]}"
-
-    lines = [
-        f"{name}: stored {shown(stored.get(name))}, template {shown(given.get(name))}"
-        for name in sorted(stored.keys() | given.keys())
-        if not fits(name)
-    ]
-    if lines:
-        first = (
-            f"checkpoint {path} does not fit the template (nothing is cast or left"
-            " out); restore it with the configuration and JAX settings that saved it:"
-        )
-        raise CheckpointError("\n  ".join([first, *lines]))
-
-
-def _data_type(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype of what is stored for a leaf of the template."""
-    return jax.eval_shape(digests.data_of, leaf)
-
-
-def _target(leaf: Any, record: LeafRecord) -> Any:
-    """Returns what Orbax restores a leaf into.
-
-    A sharding where the template has one, else (the default device, not committed to
-    it) NumPy: restored to a device, the array would be committed, and `jax.jit` would
-    refuse to combine it with one on a mesh.
-    """
-    data = _data_type(leaf)
-    # The stored dtype, so that the digest can be verified before a cast.
-    dtype = data.dtype if record.key else np.dtype(record.dtype)
-    sharding = _sharding(leaf)
-    if sharding is None:
-        return np.empty(data.shape, dtype)
-    return jax.ShapeDtypeStruct(data.shape, dtype, sharding=sharding)
-
-
-def _sharding(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array):
-        return digests.data_of(leaf).sharding if leaf.committed else None
-    return getattr(leaf, "sharding", None)
-
-
-def _leaf(loaded: Any, record: LeafRecord, template: Any) -> jax.Array:
-    # A copy: the array must own its memory, for it will be donated.
-    is_numpy = isinstance(loaded, np.ndarray)
-    if record.key:
-        array = jnp.array(loaded, copy=True) if is_numpy else loaded
-        return jax.random.wrap_key_data(array, impl=record.key)
-    dtype = _data_type(template).dtype
-    return jnp.array(loaded, dtype, copy=True) if is_numpy else loaded.astype(dtype)
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = f"{type(error).__name__}: {error}".splitlines()
-    return lines[0]
 
 
 def _listed(steps: list[int]) -> str:

@@ -90,6 +90,7 @@ class Run(NamedTuple):
       restore: `restore(template, cast=False)` returns `(state, step)` of the last
         checkpoint, or None in a new folder, whose first checkpoint, step 0, it makes of
         the template. Metrics of later steps are dropped: they will come again.
+      metrics: `metrics()` returns the lines that were logged, one dictionary each.
       record_data: `record_data(split_seed=3, train=examples)` records name, shape,
         dtype and sha256 of arrays (any pytree); on resume it refuses others.
       finish: `finish(summary)` writes summary.json; the run counts as finished.
@@ -102,6 +103,7 @@ class Run(NamedTuple):
     log: Log
     save: Save
     restore: Restore
+    metrics: Callable[[], list[dict[str, Any]]]
     record_data: RecordData
     finish: Callable[[Mapping[str, Any]], None]
     path: Callable[[str], Path]
@@ -178,6 +180,9 @@ def open_run(
             save(0, template, force=True)
         return restored
 
+    def logged() -> list[dict[str, Any]]:
+        return metrics.read(directory / METRICS)
+
     def record_data(*, split_seed: int | None = None, **arrays: Tree) -> None:
         with folders.folder_errors(directory):
             _record_data(directory / DATA, arrays, split_seed)
@@ -196,7 +201,6 @@ def open_run(
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
         return directory / name
 
-    data_path = None if data_dir is None else Path(data_dir)
     with folders.locked(directory):
         if restore_step is not None:
             _go_back(folder, restore_step)
@@ -204,7 +208,15 @@ def open_run(
             folder, save_every, seconds=save_seconds
         ) as checkpoints:
             yield Run(
-                directory, data_path, log, save, restore, record_data, finish, path
+                directory=directory,
+                data_dir=None if data_dir is None else Path(data_dir),
+                log=log,
+                save=save,
+                restore=restore,
+                metrics=logged,
+                record_data=record_data,
+                finish=finish,
+                path=path,
             )
 
 
