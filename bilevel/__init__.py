@@ -38,14 +38,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Loads `launch` and `load_run` when asked for: libraries need neither."""
-    if name == "launch":
-        from bilevel.experiments.launch import launch
+if not TYPE_CHECKING:  # to a type checker it would give the package any attribute
 
-        return launch
-    if name == "load_run":
-        from bilevel.experiments.load_run import load_run
+    def __getattr__(name: str) -> Any:
+        """Loads `launch` and `load_run` when asked for: libraries need neither."""
+        if name == "launch":
+            from bilevel.experiments.launch import launch
 
-        return load_run
-    raise AttributeError(f"module 'bilevel' has no attribute {name!r}")
+            return launch
+        if name == "load_run":
+            from bilevel.experiments.load_run import load_run
+
+            return load_run
+        raise AttributeError(f"module 'bilevel' has no attribute {name!r}")

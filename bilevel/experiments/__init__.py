@@ -11,7 +11,11 @@
     step_folder  what seals a checkpoint
     digests      identity of a state, leaf by leaf
     metrics      JSON lines
+    train        the usual main loop
     progress     a bar, or lines
+    load_run     a run read back
+    reproduce    a run repeated and compared
+    runs, plots  a table of runs, and curves
 
 `load_config` and `open_run` serve notebooks, where there is no command line.
 """
@@ -20,10 +24,13 @@ from bilevel.experiments import checkpoint, config, digests
 from bilevel.experiments.command_line import load_config
 from bilevel.experiments.folders import claim, new_directory
 from bilevel.experiments.launch import launch
+from bilevel.experiments.load_run import LoadedRun, load_run
 from bilevel.experiments.progress import progress
 from bilevel.experiments.run_folder import Run, open_run
+from bilevel.experiments.train import train
 
 __all__ = [
+    "LoadedRun",
     "Run",
     "checkpoint",
     "claim",
@@ -31,7 +38,9 @@ __all__ = [
     "digests",
     "launch",
     "load_config",
+    "load_run",
     "new_directory",
     "open_run",
     "progress",
+    "train",
 ]

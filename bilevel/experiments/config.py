@@ -156,7 +156,7 @@ def from_dict(cls: type[C], data: Mapping[str, Any]) -> C:
       ConfigError: unknown or missing fields (all of them are listed), or a value that
         does not fit.
     """
-    given, known = _flatten(data), leaves(cls)
+    given, known = flat_dict(data), leaves(cls)
     unknown = sorted(given.keys() - known.keys())
     missing = sorted(known.keys() - given.keys())
     if unknown or missing:
@@ -199,7 +199,7 @@ def difference(stored: Any, given: Any) -> list[str]:
       ['inner.steps: 3 -> 4']
     """
     before, after = (
-        {path: json.dumps(value) for path, value in _flatten(side).items()}
+        {path: json.dumps(value) for path, value in flat_dict(side).items()}
         for side in (
             side if isinstance(side, Mapping) else to_dict(side)
             for side in (stored, given)
@@ -367,11 +367,12 @@ def _build(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
         raise ConfigError(f"{prefix.rstrip('.') or cls.__name__}: {error}") from error
 
 
-def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_dict(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `{dotted path: value}` of what `to_dict` returns."""
     flattened = {}
     for name, value in data.items():
         if isinstance(value, Mapping):
-            flattened |= _flatten(value, f"{prefix}{name}.")
+            flattened |= flat_dict(value, f"{prefix}{name}.")
         else:
             flattened[f"{prefix}{name}"] = value
     return flattened

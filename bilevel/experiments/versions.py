@@ -7,13 +7,15 @@ comments and continued lines are understood.
 import importlib.metadata
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 StrPath = str | os.PathLike[str]
 
-_PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)\s*==\s*(?P<version>[^\s;]+)")
+_PIN = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*)\s*(\[[^]]*\])?\s*==\s*(?P<version>[^\s;]+)\s*(;.*)?"
+)
 
 
 class Mismatch(NamedTuple):
@@ -42,9 +44,9 @@ def installed() -> dict[str, str]:
     """Returns `{normalised name: version}` of the packages of this interpreter."""
     found = {}
     for one in importlib.metadata.distributions():
-        name = one.metadata["Name"]
-        if name:  # a broken installation has none
-            found.setdefault(normalised(name), one.version)
+        # A broken installation has no name, and asking for it is deprecated.
+        if "Name" in one.metadata:
+            found.setdefault(normalised(one.metadata["Name"]), one.version)
     return dict(sorted(found.items()))
 
 
@@ -63,19 +65,23 @@ def read_lock(path: StrPath) -> dict[str, tuple[str, ...]]:
       LockError: a line is no pin.
     """
     found: dict[str, tuple[str, ...]] = {}
-    text = Path(path).read_text().replace("\\\n", " ")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in _lines(Path(path).read_text()):
         pin = re.sub(r"(^|\s)#.*|\s--hash=\S+", "", line).strip()
-        if not pin or not _holds(pin):
+        if not pin:
             continue
-        match = _PIN.match(pin)
+        match = _PIN.fullmatch(pin)
         if match is None:
             raise LockError(
                 f"{path}, line {number}: expected 'name==version ; marker', got"
                 f" {line.strip()!r}"
             )
-        name, version = normalised(match["name"]), match["version"]
-        found[name] = (*found.get(name, ()), version)
+        try:
+            holds = _holds(pin)
+        except ValueError as error:
+            raise LockError(f"{path}, line {number}: {error}") from error
+        if holds:
+            name, version = normalised(match["name"]), match["version"]
+            found[name] = (*found.get(name, ()), version)
     return found
 
 
@@ -111,6 +117,17 @@ def normalised(name: str) -> str:
       'orbax-checkpoint'
     """
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yields the lines, continued ones joined, with the number of the first."""
+    start, joined = 1, ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        joined += line.removesuffix("\\") + " "
+        if not line.endswith("\\"):
+            yield start, joined
+            start, joined = number + 1, ""
+    yield start, joined
 
 
 def _holds(pin: str) -> bool:

@@ -1,0 +1,120 @@
+"""The command line: `python -m bilevel reproduce | runs | environment`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bilevel.experiments import environment, fingerprint, plots, reproduce, runs
+from bilevel.experiments.folders import FolderError
+from bilevel.experiments.metrics import MetricsError
+from bilevel.experiments.versions import LockError
+
+_MISTAKES = (FolderError, MetricsError, LockError, reproduce.ReproduceError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code.
+
+    0: as it should be; 1: it is not (other bits, other numbers); 2: a mistake in the
+    command or a damaged folder, said in one message.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    # What stands behind -- is for the program that is run again.
+    own, rest = given, []
+    if "--" in given:
+        own, rest = given[: given.index("--")], given[given.index("--") + 1 :]
+    options = _parser().parse_args(own)
+    options.rest = rest
+    try:
+        return options.command(options)
+    except (*_MISTAKES, OSError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    found = reproduce.reproduce(
+        options.run,
+        steps=options.steps,
+        program=options.program,
+        arguments=options.rest,
+    )
+    print(found.text())
+    return 0 if found.first_difference is None else 1
+
+
+def _runs(options: argparse.Namespace) -> int:
+    rows = runs.collect(options.directory, options.by, options.highest)
+    print(runs.table(rows, options.by))
+    if not plots.has_matplotlib():
+        print(
+            "no figure: matplotlib is not installed (pip install 'bilevel[examples]')"
+        )
+        return 0
+    path = options.figure or options.directory / "runs.png"
+    if plots.draw({row.name: row.run.metrics for row in rows}, path, options.plot):
+        print(f"curves in {path}")
+    return 0
+
+
+def _environment(options: argparse.Namespace) -> int:
+    if options.write is not None:
+        fingerprint.write(options.write)
+        print(f"wrote {options.write}")
+        return 0
+    lock = options.lock or environment.find_lock(Path.cwd() / "any")
+    record = environment.record(lock)
+    for name in ("python", "platform", "cpu", "cores", "threads", "backend", "devices"):
+        print(f"{name:10} {record[name]}")
+    for name in ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy"):
+        print(f"{name:16} {record['packages'].get(name, 'not installed')}")
+    for name, value in record["variables"].items():
+        print(f"{name}={value}")
+    report = environment.compare(lock, options.golden)
+    if lock is None:
+        print("no requirements.lock above this folder: versions are not checked")
+    print(f"{len(report.drift)} packages in other versions than the lock file")
+    print("".join(f"  {one}\n" for one in report.drift), end="")
+    print(f"{len(report.problems)} problems with flags and numbers")
+    print("".join(f"  {one}\n" for one in report.problems), end="")
+    is_bad = report.problems or (options.strict and (report.drift or lock is None))
+    return 1 if is_bad else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m bilevel", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser(
+        "reproduce",
+        help="run a recorded run again: bit-identical, or what differs and why",
+        description="Run it in a clone of the program's repository. What follows -- is"
+        " passed to the program: -- --data_dir=... --cfg.seed=1",
+    )
+    one.add_argument("run", type=Path, help="folder of the run")
+    one.add_argument("--steps", type=int, help="stop after this step")
+    one.add_argument("--program", help="the file to run, if it is elsewhere")
+    one.set_defaults(command=_reproduce)
+
+    one = commands.add_parser("runs", help="a table of runs, and their curves")
+    one.add_argument("directory", type=Path, help="searched with all folders below")
+    one.add_argument("--by", required=True, metavar="METRIC", help="sorts the table")
+    one.add_argument("--highest", action="store_true", help="higher is better")
+    one.add_argument("--plot", nargs="+", metavar="METRIC", help="default: all")
+    one.add_argument("--figure", type=Path, help="default: runs.png in the folder")
+    one.set_defaults(command=_runs)
+
+    one = commands.add_parser(
+        "environment", help="print the environment, and check that it is the same"
+    )
+    one.add_argument("--lock", type=Path, help="default: requirements.lock above here")
+    one.add_argument("--golden", type=Path, default=fingerprint.GOLDEN)
+    one.add_argument("--strict", action="store_true", help="fail on versions too")
+    one.add_argument("--write", type=Path, help="write a golden file of the numbers")
+    one.set_defaults(command=_environment)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

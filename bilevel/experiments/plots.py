@@ -1,0 +1,90 @@
+"""Curves of the metrics of one run or several; needs matplotlib."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_COLUMNS = 3
+_LINES = 10  # more runs than this are not told apart by a legend
+
+
+def has_matplotlib() -> bool:
+    """Says whether figures can be drawn."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the metrics that are numbers in some row, in order of appearance."""
+    names = {
+        name: None
+        for row in rows
+        for name, value in row.items()
+        if _is_number(value) and name not in ("step", "time")
+    }
+    return list(names)
+
+
+def draw(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: Path,
+    names: Sequence[str] | None = None,
+) -> bool:
+    """Draws one panel for each metric, one line for each run.
+
+    Args:
+      runs: `{label: rows}`, rows as `load_run(...).metrics`.
+      path: of the figure; its ending decides on the format.
+      names: the metrics, by default all that are numbers.
+
+    Returns:
+      False if there was nothing to draw.
+    """
+    chosen = names or metric_names([row for rows in runs.values() for row in rows])
+    if not chosen:
+        return False
+    figure = make(runs, chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> Any:
+    """Returns the matplotlib figure that `draw` saves."""
+    # Not pyplot: that would choose a backend for the whole program.
+    from matplotlib.figure import Figure
+
+    columns = min(_COLUMNS, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure((4.2 * columns, 2.8 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, name in zip(panels, names, strict=False):
+        for label, rows in runs.items():
+            points = [(r["step"], r[name]) for r in rows if _is_number(r.get(name))]
+            if points:
+                steps, values = np.array(points, float).T
+                style = "o-" if len(points) < 20 else "-"
+                panel.plot(steps, values, style, markersize=3, label=label)
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("step")
+        if _spans_decades(panel):
+            panel.set_yscale("log")
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
+    if 1 < len(runs) <= _LINES:
+        panels[0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and bool(np.isfinite(value))
+
+
+def _spans_decades(panel: Any) -> bool:
+    values = [line.get_ydata() for line in panel.get_lines()]
+    together = np.concatenate(values) if values else np.zeros(1)
+    return together.min() > 0 and together.max() > 100 * together.min()

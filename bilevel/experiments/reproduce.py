@@ -1,0 +1,249 @@
+"""Running a recorded run again: bit-identical, or where it differs and why.
+
+The program of the record is started in the current folder (a clone of its repository)
+with the configuration of the record, in a folder of its own. Code, environment and
+data are compared with the record, then every line of metrics (but for times) and the
+sha256 of every state that was saved.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bilevel.experiments import config, folders, metrics, run_folder, source, starts
+from bilevel.experiments.load_run import LoadedRun, load_run
+
+
+class ReproduceError(RuntimeError):
+    """The run cannot be repeated; the message says why."""
+
+
+class Reproduction(NamedTuple):
+    """What came of it.
+
+    Attributes:
+      changes: what differs from the record, the likeliest cause of other bits first:
+        configuration, code, data, threads, packages, flags, devices.
+      first_difference: None if all bits are the same; else what differs first.
+      step: of that difference.
+      compared: how many lines of metrics, and states, were compared.
+      last_step: the last step that was compared.
+    """
+
+    changes: list[str]
+    first_difference: str | None
+    step: int | None
+    compared: tuple[int, int]
+    last_step: int
+
+    def text(self) -> str:
+        """The verdict in words."""
+        lines, states = self.compared
+        what = f"{lines} lines of metrics and {states} states, to step {self.last_step}"
+        changed = [f"  {one}" for one in self.changes]
+        if self.first_difference is None:
+            although = ["although this differs:"] if changed else []
+            return "\n".join([f"bit-identical: {what}", *although, *changed])
+        cause = (
+            "likely cause, the likeliest first:"
+            if changed
+            else "no cause is known: code, data, environment and threads are those of"
+            " the record. XLA with several threads is not always deterministic; repeat"
+            " both runs with --deterministic"
+        )
+        head = f"differs first at step {self.step}: {self.first_difference}"
+        return "\n".join([head, f"compared: {what}", cause, *changed])
+
+
+def reproduce(
+    path: Path,
+    *,
+    steps: int | None = None,
+    program: str | None = None,
+    arguments: Sequence[str] = (),
+) -> Reproduction:
+    """Repeats a run and compares.
+
+    Args:
+      path: the folder of the record; it is read only.
+      steps: stop after this step; by default all of them.
+      program: the file to run; by default that of the record, in the repository that
+        the current folder is in.
+      arguments: more flags for the program, `--cfg.seed=1`, `--data_dir=...`.
+
+    Raises:
+      ReproduceError: there is no record or no program, or the program failed.
+      FolderError, MetricsError: the folder is damaged.
+    """
+    record = load_run(path)
+    if not record.starts:
+        raise ReproduceError(f"{path} has no record of a start: was it launched?")
+    first = record.starts[0]
+    file = Path(program) if program else _find_program(first)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / "again"
+        command = [sys.executable, str(file), *_flags(record, path)]
+        command += [f"--workdir={again}", *arguments]
+        if steps is not None:
+            command += [f"--stop_after={steps}"]
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+        if not (again / folders.CONFIG).exists() or done.returncode != 0:
+            raise ReproduceError(
+                f"the program ended with code {done.returncode}; what it said stands"
+                f" above. It was started by\n  {' '.join(command)}"
+            )
+        return compare(record, load_run(again), steps)
+
+
+def compare(
+    record: LoadedRun, again: LoadedRun, steps: int | None = None
+) -> Reproduction:
+    """Compares two runs, to the last step that both have made or to `steps`."""
+    changes = [
+        f"config {one}" for one in config.difference(record.config, again.config)
+    ]
+    changes += _data_changes(record.data, again.data)
+    changes += starts.difference(record.starts[0], again.starts[0])
+    # A run that was resumed elsewhere has a history of causes.
+    for start in record.starts[1:]:
+        for one in starts.difference(record.starts[0], start):
+            changes.append(f"the record was resumed with another {one}")
+    last = min(_last_step(record), _last_step(again))
+    last = last if steps is None else min(last, steps)
+    lines = [_until(one.metrics, last) for one in (record, again)]
+    digests = [
+        _until(metrics.read(one.directory / run_folder.DIGESTS), last)
+        for one in (record, again)
+    ]
+    found = [
+        difference
+        for difference in (
+            _first_difference(*map(_without_times, lines)),
+            _first_state(*digests),
+        )
+        if difference is not None
+    ]
+    compared = (min(map(len, lines)), len(_common(*digests)))
+    if compared == (0, 0):
+        raise ReproduceError(
+            f"nothing to compare: {record.directory} has neither metrics nor states"
+            f" up to step {last}"
+        )
+    step, what = min(found) if found else (None, None)
+    return Reproduction(changes, what, step, compared, last)
+
+
+def _find_program(first: starts.Start) -> Path:
+    recorded = first.source["program"]
+    top = source.repository(Path.cwd())
+    name = recorded.get("program") if top is not None else None
+    file = top / name if top is not None and name else Path(first.command["argv"][0])
+    if not file.is_file():
+        raise ReproduceError(
+            f"there is no {file}: go to a clone of the program's repository, or pass"
+            " --program=<file>"
+        )
+    return file
+
+
+def _flags(record: LoadedRun, path: Path) -> list[str]:
+    """Returns the command line that repeats a record."""
+    # Every value as a flag: the file may take some from elsewhere.
+    values = {
+        f"--cfg.{name}={_text(value)}"
+        for name, value in config.flat_dict(record.config).items()
+    }
+    options = record.starts[0].command["flags"]
+    is_deterministic = "" if options["deterministic"] else "no"
+    saved = metrics.read(record.directory / run_folder.DIGESTS)
+    steps = ",".join(str(line["step"]) for line in saved)
+    return [
+        f"--config={path.resolve() / folders.SOURCE}",
+        f"--{is_deterministic}deterministic",
+        *([f"--save_steps={steps}"] if steps else []),
+        *sorted(values),
+    ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_text, value))
+    return "none" if value is None else str(value)
+
+
+def _data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"data {name}: {_data_text(before.get(name))} -> {_data_text(now.get(name))}"
+        for name in sorted(before.keys() | now.keys())
+        # A run that was stopped early may not have come to all of its data.
+        if before.get(name) != now.get(name) and name in now
+    ]
+
+
+def _data_text(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "none"
+    shape = "x".join(map(str, entry["shape"])) or "scalar"
+    seed = f" split seed {entry['split_seed']}" if "split_seed" in entry else ""
+    return f"{entry['dtype']} {shape} sha256 {entry['sha256'][:12]}{seed}"
+
+
+def _last_step(run: LoadedRun) -> int:
+    lines = [*run.metrics, *metrics.read(run.directory / run_folder.DIGESTS)]
+    return max((line["step"] for line in lines), default=0)
+
+
+def _until(lines: Sequence[dict[str, Any]], last: int) -> list[dict[str, Any]]:
+    return [line for line in lines if line["step"] <= last]
+
+
+def _without_times(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            name: value
+            for name, value in line.items()
+            if name != "time" and not name.endswith("seconds")
+        }
+        for line in lines
+    ]
+
+
+def _first_difference(
+    record: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]
+) -> tuple[int, str] | None:
+    for old, new in zip(record, again, strict=False):
+        # As text: NaN is not equal to itself.
+        if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):
+            continue
+        names = [
+            name
+            for name in {**old, **new}
+            if repr(old.get(name)) != repr(new.get(name))
+        ]
+        changed = [f"{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in names]
+        return min(old["step"], new["step"]), ", ".join(changed)
+    if len(record) != len(again):
+        longer = max(record, again, key=len)
+        step = longer[min(len(record), len(again))]["step"]
+        return step, f"{len(record)} lines of metrics were logged, now {len(again)}"
+    return None
+
+
+def _common(
+    record: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]
+) -> dict[int, tuple[str, str]]:
+    old, new = ({line["step"]: line["sha256"] for line in r} for r in (record, again))
+    return {step: (old[step], new[step]) for step in sorted(old.keys() & new.keys())}
+
+
+def _first_state(
+    record: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]
+) -> tuple[int, str] | None:
+    for step, (old, new) in _common(record, again).items():
+        if old != new:
+            return step, f"the state had sha256 {old[:12]}, has {new[:12]}"
+    return None
