@@ -219,7 +219,8 @@ def _evaluate(
     )
     _require_dependence(lower, inner0, theta)
     active = Active(outer, lambda values: theta._replace(outer=values))
-    inner, info, saved = rule.forward(lower, inner0, active)
+    with jax.named_scope("inner_solve"):  # the names of a profile
+        inner, info, saved = rule.forward(lower, inner0, active)
 
     def outer_objective(w: Tree, x: Tree) -> tuple[jax.Array, Any]:
         # nnx variables must belong to the trace they are used in; a copy does.
@@ -242,9 +243,11 @@ def _evaluate(
     )
     # Nothing to start from is not zero: that would cost a product with H.
     start = () if memory is None else memory
-    result = rule.pullback(lower, inner, active, saved, upper, start)
+    with jax.named_scope("adjoint"):
+        result = rule.pullback(lower, inner, active, saved, upper, start)
     if rtol is not None:
-        report = certificate.certify(lower, inner, active, upper, result, rtol)
+        with jax.named_scope("certificate"):
+            report = certificate.certify(lower, inner, active, upper, result, rtol)
     else:
         infinite = jnp.full((), jnp.inf, trees.real_dtype(inner))
         report = certificate.Certificate(infinite, jnp.zeros((), bool))

@@ -1,7 +1,9 @@
 """Runs an outer algorithm: chunks of a compiled scan, driven from the host."""
 
+import hashlib
 import signal
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -39,9 +41,10 @@ def run(
 ) -> tuple[Any, Any]:
     """Makes `num_steps` updates of `state`, and returns it with the history.
 
-    The updates are compiled once, as a scan over `chunk_size` steps; between chunks the
-    host shows progress, calls callbacks and notices Ctrl-C, which ends the run with the
-    state reached (a second Ctrl-C raises `KeyboardInterrupt`).  The batch of step t is
+    The updates are compiled once, as a scan over `chunk_size` steps (another run of the
+    same program, with other values, finds it compiled); between chunks the host shows
+    progress, calls callbacks and notices Ctrl-C, which ends the run with the state
+    reached (a second Ctrl-C raises `KeyboardInterrupt`).  The batch of step t is
     `sample(fold_in(state.key, t))`, t counted over all runs, so that neither the chunk
     size nor an interruption changes the result.  Data that `sample` and the objectives
     close over is passed to the compiled program as arguments, not copied into it.
@@ -80,27 +83,36 @@ def run(
             f"{num_steps} and {chunk_size}."
         )
 
-    def step(carry: Any) -> tuple[Any, Any]:
-        if isinstance(sample, Batches):
-            return solver.update(carry, sample)
-        return solver.update(carry, sample(jax.random.fold_in(carry.key, carry.step)))
+    # Arguments, so that other values are no other program.
+    is_one = isinstance(sample, Batches)
+    batches = jax.tree.map(jnp.asarray, sample) if is_one else None
+
+    def step(carry: Any, batches: Any) -> tuple[Any, Any]:
+        if not isinstance(sample, Batches):
+            batches = sample(jax.random.fold_in(carry.key, carry.step))
+        return solver.update(carry, batches)
 
     # Donation would delete the caller's buffers.
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-    hoisted, constants = closures.hoist(step, state)
+    if num_steps == 0:
+        shapes = jax.eval_shape(step, state, batches)[1]
+        empty = jax.tree.map(lambda s: np.zeros((0, *s.shape), s.dtype), shapes)
+        return state, empty
+    hoisted, constants = closures.hoist(step, state, batches)
 
-    def many(constants: list[Any], carry: Any, length: int) -> tuple[Any, Any]:
-        return iterate(
-            lambda c: hoisted(constants, c), carry, num_steps=length, history=True
-        )
+    def many(carry: Any, rest: Any, length: int) -> tuple[Any, Any]:
+        constants, batches = rest
+        one = lambda c: hoisted(constants, c, batches)
+        return iterate(one, carry, num_steps=length, history=True)
 
-    compiled = jax.jit(many, static_argnums=2, donate_argnums=1)
+    rest = (constants, batches)
+    compiled = _compiled_once(many, state, rest, min(chunk_size, num_steps))
     infos: list[Any] = []
     done = 0
     with _interrupts() as interrupted:
         while done < num_steps and not interrupted.is_set():
             length = min(chunk_size, num_steps - done)
-            state, info = compiled(constants, state, length)
+            state, info = compiled(state, rest, length)
             info = jax.tree.map(np.asarray, info)
             infos.append(info)
             done += length
@@ -108,10 +120,6 @@ def run(
                 progress(done, num_steps, last_metrics(info))
             if any([callback(state, info) for callback in callbacks]):
                 break
-    if not infos:
-        shapes = jax.eval_shape(step, state)[1]
-        empty = jax.tree.map(lambda s: np.zeros((0, *s.shape), s.dtype), shapes)
-        return state, empty
     return state, jax.tree.map(lambda *parts: np.concatenate(parts), *infos)
 
 
@@ -135,6 +143,31 @@ def last_metrics(infos: Any) -> dict[str, float]:
         for name, value in fields.items()
         if isinstance(value, np.ndarray) and value.ndim == 1 and value.size
     }
+
+
+_PROGRAMS: OrderedDict[Any, Any] = OrderedDict()
+_KEPT = 16  # compiled programs
+
+
+def _compiled_once(
+    function: Callable[..., Any], state: Any, rest: Any, length: int
+) -> Callable[..., Any]:
+    """`jax.jit`, shared between functions that are the same program.
+
+    By the text of the program, not by the identity of the function: a closure whose
+    values have changed is another program, and a solver that is made anew for every
+    stage is not.  The text is small, since data are arguments.
+    """
+    jitted = jax.jit(function, static_argnums=2, donate_argnums=0)
+    lowered = jitted.lower(state, rest, length)
+    # Trees are no part of the text.
+    trees = (lowered.in_tree, jax.tree.structure(lowered.out_info))
+    key = (*trees, hashlib.sha256(lowered.as_text().encode()).digest())
+    program = _PROGRAMS.setdefault(key, jitted)
+    _PROGRAMS.move_to_end(key)
+    while len(_PROGRAMS) > _KEPT:
+        _PROGRAMS.popitem(last=False)
+    return program
 
 
 @contextmanager

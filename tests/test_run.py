@@ -222,6 +222,48 @@ def test_number_of_steps_does_not_change_the_number_of_traces():
     assert counts[0] == counts[1] <= 6
 
 
+def compilations(action: Any) -> int:
+    """How many programs XLA compiles for an action."""
+    count = 0
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        nonlocal count
+        count += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        action()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return count
+
+
+def test_a_solver_made_anew_is_not_compiled_anew():
+    def go(penalty: float, weight: float, length: int = 4) -> Any:
+        problem = bilevel.Problem(
+            lambda w, x, b: ridge(w, x, b[0]) + b[1] * jnp.sum(w**2),
+            lambda w, x, b: weight * validation(w, x, b),
+        )
+        solver = solvers.two_loop(
+            problem,
+            inner_solvers.gradient_descent(0.2, max_steps=5),
+            outer_optimizer=optax.sgd(0.05),
+        )
+        batches = bilevel.Batches((DATA, penalty), DATA)
+        state = initial_for(solver)
+        return bilevel.run(solver, state, batches, num_steps=length)[0]
+
+    first = go(0.1, 1.0)
+    assert compilations(lambda: go(0.1, 1.0)) == 0
+    # Another value in the batch is no other program; it has its effect.
+    assert compilations(lambda: go(0.3, 1.0)) == 0
+    assert not jnp.array_equal(go(0.3, 1.0).outer, first.outer)
+    assert_same_bits(go(0.1, 1.0), first)
+    # Another value in a closure is one.
+    assert compilations(lambda: go(0.1, 3.0)) >= 1
+    assert not jnp.array_equal(go(0.1, 3.0).outer, first.outer)
+
+
 def initial_for(solver: Any) -> Any:
     return solver.init(START, OUTER, jax.random.key(1))
 

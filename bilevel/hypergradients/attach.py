@@ -41,7 +41,8 @@ def by_pullback(
 
     def forward_pass(inner0: Tree, theta: Theta, active: Active) -> Any:
         del theta
-        return rule.forward(problem, inner0, active)
+        with jax.named_scope("inner_solve"):  # the names of a profile
+            return rule.forward(problem, inner0, active)
 
     @jax.custom_vjp
     def solution(inner0: Tree, theta: Theta) -> tuple[Tree, InnerInfo]:
@@ -64,9 +65,9 @@ def by_pullback(
         ) -> Any:
             active = _select(theta, flags)
             outer = Outer(v, readout)
-            result = rule.pullback(
-                problem, inner, active, saved, outer, rule.init(inner)
-            )
+            memory = rule.init(inner)
+            with jax.named_scope("adjoint"):
+                result = rule.pullback(problem, inner, active, saved, outer, memory)
             cotangent = result.cotangent
             if trust.on_untrustworthy != "ignore":
                 report = certificate.certify(
