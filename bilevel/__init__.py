@@ -19,7 +19,7 @@ from bilevel.run import run as run
 
 if TYPE_CHECKING:
     from bilevel.experiments.launch import launch as launch
-    from bilevel.experiments.load_run import load_run as load_run
+    from bilevel.experiments.loaded import load_run as load_run
 
 __all__ = [
     "Batches",
@@ -47,7 +47,7 @@ if not TYPE_CHECKING:  # to a type checker it would give the package any attribu
 
             return launch
         if name == "load_run":
-            from bilevel.experiments.load_run import load_run
+            from bilevel.experiments.loaded import load_run
 
             return load_run
         raise AttributeError(f"module 'bilevel' has no attribute {name!r}")

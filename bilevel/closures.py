@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax import core
 
 
-def hoist(function: Callable[..., Any], *example: Any) -> tuple[Callable, list[Any]]:
+def hoist(
+    function: Callable[..., Any], *example: Any
+) -> tuple[Callable[..., Any], list[Any]]:
     """Hoists the constants of `function` into an argument.
 
     Args:

@@ -18,6 +18,8 @@ import numpy as np
 from bilevel import trees
 from bilevel.trees import Tree
 
+__all__ = ["Oracle", "gauss_newton", "hvp", "mixed_jvp", "mixed_vjp"]
+
 
 class Oracle(NamedTuple):
     """What an inner solver may ask of the function it minimises, at (inner, theta).

@@ -1,7 +1,10 @@
 """Data cleaning on Fashion-MNIST; needs the four original files.
 
 Run `python examples/data_cleaning.py --config=configs/data_cleaning_fashion_mnist.py
---data_dir=...`: 1 to 2 minutes on 2 cores.
+--data_dir=...`: 2 to 3 minutes on 2 cores.  Test accuracy over seeds 10 to 14, mean ±
+standard deviation: 82.88 ± 0.10 % (filter 82.78 ± 0.14, validation set only 82.44 ±
+0.16, noisy labels 75.06 ± 0.61, oracle 82.91 ± 0.20); F1 of the labels called wrong
+0.930 ± 0.003 (filter 0.917 ± 0.003).
 """
 
 from examples.data_cleaning_task import Config

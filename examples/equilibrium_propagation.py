@@ -4,14 +4,14 @@ The state is the argmin of an energy, relaxed by sweeps over even and odd layers
 gradient compares two more relaxations, nudged by ±beta (Laborieux et al. 2021).
 """
 
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import argmin, datasets, hypergradients, inner_solvers, iterate
+from bilevel import argmin, datasets, hypergradients, inner_solvers, iterate, launch
+from bilevel.experiments import Run, config
 
 SIZES, BATCH_SIZE, BETA, NOISE = (64, 128, 10), 32, 0.5, 0.2
 
@@ -30,14 +30,15 @@ start = lambda inputs: [jnp.zeros((len(inputs), size)) for size in SIZES[1:]]
 outputs = lambda params, inputs: relax(start(inputs), params, inputs)[0][-1]
 
 
-def main(seed: int = 0, num_steps: int = 1350) -> None:
+def main(cfg: config.Values, run: Run) -> None:
     """Prints the test accuracy: 98.0 ± 0.6 % over seeds 0 to 2; 9 s of CPU time."""
-    train, test = jax.tree.map(jnp.asarray, datasets.load_digits(seed))
-    key, *keys = jax.random.split(jax.random.key(seed), len(SIZES))
+    train, test = jax.tree.map(jnp.asarray, datasets.load_digits(cfg.seed))
+    run.record_data(train=train, test=test, split_seed=cfg.seed)
+    key, *keys = jax.random.split(jax.random.key(cfg.seed), len(SIZES))
     init = jax.nn.initializers.variance_scaling(0.2, "fan_in", "uniform")
     shapes = zip(keys, SIZES[:-1], SIZES[1:], strict=True)
     params = [(init(key, (m, n)), jnp.zeros(n)) for key, m, n in shapes]
-    adam = optax.adam(optax.cosine_decay_schedule(3e-3, num_steps))
+    adam = optax.adam(optax.cosine_decay_schedule(3e-3, cfg.num_steps))
 
     def step(carry: Any) -> Any:
         params, state, key = carry
@@ -48,10 +49,12 @@ def main(seed: int = 0, num_steps: int = 1350) -> None:
         updates, state = adam.update(grads, state)
         return optax.apply_updates(params, updates), state, key
 
-    params, *_ = iterate(step, (params, adam.init(params), key), num_steps=num_steps)
+    start = (params, adam.init(params), key)
+    params, *_ = iterate(step, start, num_steps=cfg.num_steps)
     right = jnp.argmax(outputs(params, test.inputs), axis=-1) == test.labels
-    print(f"seed {seed}: test accuracy {jnp.mean(right):.2%}")
+    run.save(cfg.num_steps, params, force=True)
+    run.finish({"test_accuracy": jnp.mean(right)})
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))  # seed, num_steps
+    launch(main, config.of(seed=0, num_steps=1350))

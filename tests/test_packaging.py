@@ -1,11 +1,7 @@
-"""What is published: metadata, lock, wheel, and the commands and paths in README."""
+"""The requirements and their lock, and the commands and paths in README."""
 
 import re
-import subprocess
-import sys
-import tarfile
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -113,41 +109,6 @@ def test_dependencies_have_floors_and_no_ceilings():
         operators = [s.operator for s in Requirement(line).specifier]
         assert operators.count(">=") == 1, line
         assert set(operators) <= {">=", "!="}, line
-
-
-def test_typed_marker():
-    assert (ROOT / "bilevel" / "py.typed").is_file()
-
-
-def test_wheel_and_sdist_hold_the_package_only(tmp_path):
-    build = (
-        "import sys, flit_core.buildapi as api; "
-        "print(api.build_wheel(sys.argv[1])); print(api.build_sdist(sys.argv[1]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    wheel_name, sdist_name = done.stdout.split()
-    with zipfile.ZipFile(tmp_path / wheel_name) as wheel:
-        in_wheel = set(wheel.namelist())
-    with tarfile.open(tmp_path / sdist_name) as sdist:
-        in_sdist = {name.partition("/")[2] for name in sdist.getnames()}
-
-    sources = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "bilevel").rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
-    }
-    assert "bilevel/py.typed" in sources
-    metadata = {name for name in in_wheel if ".dist-info/" in name}
-    assert in_wheel - metadata == sources
-    assert any(name.endswith("licenses/LICENSE") for name in metadata)
-    beside = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
-    assert in_sdist == sources | beside
 
 
 @pytest.mark.parametrize("what", ["-m pytest", "examples/data_cleaning.py"])

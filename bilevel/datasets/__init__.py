@@ -5,8 +5,12 @@ Everything here returns numpy arrays on the host and imports neither JAX nor (un
 `Splits(train, test)` of two of them. The folder that holds them comes from the
 argument `data_dir` or from the environment variable `BILEVEL_DATA`, never from the
 code. Letters in shapes: `n` examples, `d` features.
+
+Files that were changed or cut short are refused: `manifest.write(folder)` makes the
+list of checksums that a version of your own data is compared with.
 """
 
+from bilevel.datasets import manifest
 from bilevel.datasets.digits import load_digits
 from bilevel.datasets.examples import Examples, Splits, split
 from bilevel.datasets.files import find
@@ -28,6 +32,7 @@ __all__ = [
     "load_fashion_mnist",
     "load_ijcnn1",
     "load_mnist",
+    "manifest",
     "read_idx",
     "read_libsvm",
     "split",

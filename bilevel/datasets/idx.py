@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.datasets import manifest
 from bilevel.datasets.examples import Examples, Splits
 from bilevel.datasets.files import StrPath, find, read_bytes
 
@@ -101,13 +102,18 @@ def _read_header(data: bytes, path: Path) -> tuple[np.dtype[Any], tuple[int, ...
     return _DTYPES[data[2]], struct.unpack_from(f">{rank}I", data, 4)
 
 
-def load_mnist(data_dir: StrPath | None = None, name: str = "mnist") -> Splits:
+def load_mnist(
+    data_dir: StrPath | None = None, name: str = "mnist", *, verify: bool = True
+) -> Splits:
     """Loads the handwritten digits of MNIST, or another set with the same files.
 
     Args:
         data_dir: the folder that contains the folder `name`; by default the
             environment variable `BILEVEL_DATA`.
         name: the folder with the four original IDX `.gz` files.
+        verify: refuse files that are not the original ones, or not those of the list
+            SHA256SUMS in their folder (see `manifest.verify`). Switched off, any files
+            of these shapes are read: for trying out files of your own.
 
     Returns:
         60000 training and 10000 test examples: inputs float32 `[n, 784]` in [0, 1]
@@ -116,7 +122,8 @@ def load_mnist(data_dir: StrPath | None = None, name: str = "mnist") -> Splits:
 
     Raises:
         FileNotFoundError: files are missing; the message lists them.
-        ValueError: a file is damaged, or holds other shapes, types or labels.
+        ValueError: a file is damaged or was changed (`manifest.DamagedFileError`), or
+            holds other shapes, types or labels.
 
     Cost: about 0.7 s and 220 MB of returned arrays.
 
@@ -128,14 +135,19 @@ def load_mnist(data_dir: StrPath | None = None, name: str = "mnist") -> Splits:
         >>> load_mnist("data").train.inputs.shape  # doctest: +SKIP
         (60000, 784)
     """
-    folder = find(data_dir, name, (*_TRAIN_FILES, *_TEST_FILES))
+    files = (*_TRAIN_FILES, *_TEST_FILES)
+    folder = find(data_dir, name, files)
+    if verify:
+        manifest.verify(folder, name, files)
     return Splits(
         train=_load_part(folder, _TRAIN_FILES, 60000),
         test=_load_part(folder, _TEST_FILES, 10000),
     )
 
 
-def load_fashion_mnist(data_dir: StrPath | None = None) -> Splits:
+def load_fashion_mnist(
+    data_dir: StrPath | None = None, *, verify: bool = True
+) -> Splits:
     """Loads the clothing images of Fashion-MNIST from the folder `fashion_mnist`.
 
     Arguments, result, errors and cost are those of `load_mnist`. Labels: 0 T-shirt,
@@ -149,7 +161,7 @@ def load_fashion_mnist(data_dir: StrPath | None = None) -> Splits:
         >>> load_fashion_mnist("data").test.labels.shape  # doctest: +SKIP
         (10000,)
     """
-    return load_mnist(data_dir, "fashion_mnist")
+    return load_mnist(data_dir, "fashion_mnist", verify=verify)
 
 
 def _load_part(folder: Path, files: tuple[str, str], num: int) -> Examples:

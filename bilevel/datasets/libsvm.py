@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.datasets import manifest
 from bilevel.datasets.examples import Examples, Splits
 from bilevel.datasets.files import StrPath, find, read_bytes
 
@@ -198,7 +199,7 @@ def _check_entries(
             )
 
 
-def load_ijcnn1(data_dir: StrPath | None = None) -> Splits:
+def load_ijcnn1(data_dir: StrPath | None = None, *, verify: bool = True) -> Splits:
     """Loads ijcnn1, a two-class problem with 9.7 % positive training examples.
 
     The first ten features are one-hot, the others continuous.
@@ -206,6 +207,9 @@ def load_ijcnn1(data_dir: StrPath | None = None) -> Splits:
     Args:
         data_dir: the folder that contains the folder `ijcnn1`; by default the
             environment variable `BILEVEL_DATA`.
+        verify: refuse files that are not the original ones, or not those of the list
+            SHA256SUMS in their folder (see `manifest.verify`). Switched off, any files
+            of this form are read: for trying out files of your own.
 
     Returns:
         49990 training and 91701 test examples: inputs float32 `[n, 22]` as in the
@@ -213,7 +217,8 @@ def load_ijcnn1(data_dir: StrPath | None = None) -> Splits:
 
     Raises:
         FileNotFoundError: files are missing; the message lists them.
-        ValueError: a file is damaged, or holds other shapes or labels.
+        ValueError: a file is damaged or was changed (`manifest.DamagedFileError`), or
+            holds other shapes or labels.
 
     Cost: about 2 s, a quarter of it decompression; 13 MB of returned arrays.
 
@@ -226,6 +231,8 @@ def load_ijcnn1(data_dir: StrPath | None = None) -> Splits:
         (91701, 22)
     """
     folder = find(data_dir, "ijcnn1", _IJCNN1_FILES)
+    if verify:
+        manifest.verify(folder, "ijcnn1", _IJCNN1_FILES)
     train, test = (folder / file for file in _IJCNN1_FILES)
     return Splits(train=_load_part(train, 49990), test=_load_part(test, 91701))
 

@@ -13,18 +13,18 @@
     metrics      JSON lines
     train        the usual main loop
     progress     a bar, or lines
-    load_run     a run read back
+    loaded       a run read back
     reproduce    a run repeated and compared
     runs, plots  a table of runs, and curves
 
 `load_config` and `open_run` serve notebooks, where there is no command line.
 """
 
-from bilevel.experiments import checkpoint, config, digests
+from bilevel.experiments import checkpoint, config, digests, environment
 from bilevel.experiments.command_line import load_config
 from bilevel.experiments.folders import claim, new_directory
 from bilevel.experiments.launch import launch
-from bilevel.experiments.load_run import LoadedRun, load_run
+from bilevel.experiments.loaded import LoadedRun, load_run
 from bilevel.experiments.progress import progress
 from bilevel.experiments.run_folder import Run, open_run
 from bilevel.experiments.train import train
@@ -36,6 +36,7 @@ __all__ = [
     "claim",
     "config",
     "digests",
+    "environment",
     "launch",
     "load_config",
     "load_run",

@@ -23,6 +23,13 @@ from bilevel.experiments import digests, restore, step_folder
 from bilevel.experiments.digests import LeafRecord
 from bilevel.experiments.restore import CheckpointError
 
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "load",
+    "open_checkpoints",
+]
+
 Tree: TypeAlias = Any
 
 _KEPT = 2  # the latest, and one to fall back to if that is damaged
@@ -176,16 +183,11 @@ def load(directory: Path, template: Tree = None, step: int | None = None) -> Tre
         asked = "no checkpoint" if chosen is None else f"no step {chosen}"
         raise CheckpointError(f"{directory} holds {asked}; there are {_listed(steps)}")
     folder = directory.resolve() / str(chosen)
-    named = None
-    if template is None:
-        with restore.damage(folder):
-            records = step_folder.read(folder).records
-        named = {name: restore.abstract(record) for name, record in records.items()}
     with _unchanged_logging():
-        tree = named if template is None else template
-        return restore.restore(
-            _load_step(folder), folder, tree, cast=False, named=named
-        )
+        load_step = _load_step(folder)
+        if template is None:
+            return restore.restore_named(load_step, folder)
+        return restore.restore(load_step, folder, template, cast=False)
 
 
 def _load_step(folder: Path) -> Callable[[int, Any], Any]:

@@ -29,7 +29,24 @@ import numbers
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+__all__ = [
+    "ConfigError",
+    "Leaf",
+    "Values",
+    "checked",
+    "difference",
+    "digest",
+    "field",
+    "flat",
+    "from_dict",
+    "leaves",
+    "of",
+    "replace",
+    "to_dict",
+    "to_json",
+]
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -83,6 +100,29 @@ def field(
     """
     leaf = Leaf(None, help, minimum, maximum)
     return dataclasses.field(default=default, metadata={"leaf": leaf})
+
+
+Values: TypeAlias = Any
+"""What `of` returns: a frozen dataclass with fields that only the caller knows."""
+
+
+def of(**values: bool | int | float | str) -> Values:
+    """Makes a configuration of a few values, for a script without a file for it.
+
+    Each value is the default of a field of its own type.
+
+    Example:
+      >>> of(seed=0, learning_rate=0.1).learning_rate
+      0.1
+    """
+    fields = [
+        (name, type(value), dataclasses.field(default=value))
+        for name, value in values.items()
+    ]
+    made = dataclasses.make_dataclass(
+        "Config", fields, frozen=True, kw_only=True, slots=True
+    )
+    return made()
 
 
 def checked(config: C) -> C:

@@ -13,6 +13,12 @@ import jax.numpy as jnp
 
 from bilevel.datasets.manifest import sha256
 
+__all__ = [
+    "LeafRecord",
+    "digest",
+    "leaf_records",
+]
+
 Tree: TypeAlias = Any
 
 

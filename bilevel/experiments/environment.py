@@ -24,6 +24,17 @@ import jax
 from bilevel.experiments import fingerprint, versions
 from bilevel.experiments.versions import StrPath
 
+__all__ = [
+    "EnvironmentDrift",
+    "EnvironmentMismatch",
+    "Report",
+    "check",
+    "compare",
+    "difference",
+    "find_lock",
+    "record",
+]
+
 # By name, never all of them: environments hold passwords.
 _VARIABLES = (
     "NPROC",

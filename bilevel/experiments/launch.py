@@ -39,7 +39,9 @@ from bilevel.experiments import (
     profiling,
     run_folder,
     starts,
+    versions,
 )
+from bilevel.experiments.loaded import load_run
 
 Main: TypeAlias = Callable[[Any, run_folder.Run], object]
 
@@ -49,6 +51,7 @@ _SHOWN = 8  # lines of a warning on the screen; the log has all
 
 def launch(
     main: Main,
+    default: Any = None,
     *,
     argv: Sequence[str] | None = None,
     flag_values: flags.FlagValues | None = None,
@@ -73,6 +76,8 @@ def launch(
 
     Args:
       main: takes the configuration and a `Run`; its result is ignored.
+      default: the configuration if there is no `--config`, for instance
+        `config.of(seed=0, num_steps=100)`; None: the flag is required.
       argv: the command line, program name first; default `sys.argv`.
       flag_values: where the flags are defined; default `absl.flags.FLAGS`. With one of
         your own, `absl.app.run` is left out: for tests.
@@ -96,6 +101,10 @@ def launch(
     loaded = None
     if path is not None:
         loaded = _or_exit(command_line.load_config, path)
+    elif default is not None:
+        checked = _or_exit(config.checked, default)
+        loaded = command_line.Loaded(checked, Path(argv[0]), "")
+    if loaded is not None:
         command_line.define_config_flags(loaded.config, values, argv[0])
     start = functools.partial(_start, main, loaded, values, argv, command)
     parse = functools.partial(_or_exit, command_line.parse, flag_values=values)
@@ -153,7 +162,9 @@ def _start(
         except BaseException:
             run_folder.note(directory, traceback.format_exc())
             raise
-        if not folders.is_finished(directory):
+        if folders.is_finished(directory):
+            say(f"finished: {_scalars(directory)}; all of it in {directory}")
+        else:
             reason = "interrupted" if is_interrupted else "main returned before finish"
             say(f"{reason}; the run in {directory} is resumed by\n  {resume}")
     return _INTERRUPTED if is_interrupted else 0
@@ -210,6 +221,9 @@ def _record_start(
         _warn(directory, "no requirements.lock: versions are recorded, not checked")
     elif lock["mismatches"]:
         _warn(directory, f"packages differ from {lock['file']}:", lock["mismatches"])
+    for name, code in now.source.items():
+        if code and code.get("left_out"):
+            _warn(directory, f"not in the recorded source of {name}:", code["left_out"])
     if numbers != "as expected":
         _warn(directory, "random numbers are not those of bilevel's record:", numbers)
     if before and (changes := starts.difference(before[-1], now)):
@@ -224,6 +238,17 @@ def _check_environment(program: str) -> None:
             f"--strict_env: there is no requirements.lock above {program}"
         )
     environment.check(lock, strict=True)
+
+
+def _scalars(directory: Path) -> str:
+    """The numbers of the summary in a line."""
+    summary = load_run(directory).summary or {}
+    result = {**summary["result"], "time": summary["time"]}
+    return ", ".join(
+        f"{name} {value:.6g}"
+        for name, value in result.items()
+        if isinstance(value, int | float)
+    )
 
 
 def _finish(
@@ -307,6 +332,7 @@ _MISTAKES = (
     checkpoint.CheckpointError,
     metrics.MetricsError,
     environment.EnvironmentMismatch,
+    versions.LockError,
     determinism.StartedTooEarlyError,
 )
 

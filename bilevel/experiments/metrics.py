@@ -50,10 +50,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
       MetricsError: a line before the last one is broken.
     """
-    return [
-        {name: _number(value) for name, value in json.loads(line).items()}
-        for line in _lines(path)
-    ]
+    return [_number(json.loads(line)) for line in _lines(path)]
 
 
 def keep(path: Path, last_step: int | None) -> float:
@@ -116,7 +113,9 @@ def write(path: Path, make: Callable[[Path], Any]) -> None:
 
 def _lines(path: Path) -> Iterator[str]:
     """Yields the lines that hold a step."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    # After a power failure there may be anything at the end.
+    text = path.read_text(errors="replace") if path.exists() else ""
+    lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             int(json.loads(line)["step"])
@@ -128,5 +127,9 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _number(value: Any) -> Any:
-    special = value in ("NaN", "Infinity", "-Infinity") if type(value) is str else False
-    return float(value) if special else value
+    if isinstance(value, dict):
+        return {name: _number(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_number(one) for one in value]
+    is_special = isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity")
+    return float(value) if is_special else value

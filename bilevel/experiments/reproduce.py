@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.experiments import config, folders, metrics, run_folder, source, starts
-from bilevel.experiments.load_run import LoadedRun, load_run
+from bilevel.experiments.loaded import LoadedRun, load_run
 
 
 class ReproduceError(RuntimeError):
@@ -161,8 +161,10 @@ def _flags(record: LoadedRun, path: Path) -> list[str]:
     is_deterministic = "" if options["deterministic"] else "no"
     saved = metrics.read(record.directory / run_folder.DIGESTS)
     steps = ",".join(str(line["step"]) for line in saved)
+    file = path.resolve() / folders.SOURCE
+    has_file = bool(file.read_text())  # else the program had one of its own
     return [
-        f"--config={path.resolve() / folders.SOURCE}",
+        *([f"--config={file}"] if has_file else []),
         f"--{is_deterministic}deterministic",
         *([f"--save_steps={steps}"] if steps else []),
         *sorted(values),

@@ -75,25 +75,38 @@ def damage(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def restore(
+def restore(load_step: LoadStep, folder: Path, template: Tree, cast: bool) -> Tree:
+    """Restores one step into the structure of a template, as `restore_named` does."""
+    named = digests.named_leaves(template)
+    found = restore_named(load_step, folder, named, cast)
+    leaves = [found[name] for name in named]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def restore_named(
     load_step: LoadStep,
     folder: Path,
-    template: Tree,
-    cast: bool,
     named: Mapping[str, Any] | None = None,
-) -> Tree:
+    cast: bool = False,
+) -> dict[str, jax.Array]:
     """Restores one step and verifies every file and leaf.
 
     Args:
       load_step: `load_step(step, targets)` of Orbax.
       folder: of the step.
-      template: a state of the structure to restore into.
+      named: templates of the leaves by name; None: what is stored.
       cast: convert leaves of another dtype.
-      named: the leaves of the template by name, if these are not their paths.
+
+    Returns:
+      The leaves by name.
+
+    Raises:
+      CheckpointError: it is damaged, or does not fit the template.
     """
     with damage(folder):
         records = step_folder.read(folder).records
-    named = digests.named_leaves(template) if named is None else named
+    if named is None:
+        named = {name: _abstract(record) for name, record in records.items()}
     _check_template(records, named, folder, cast)
     targets = {name: _target(leaf, records[name]) for name, leaf in named.items()}
     try:
@@ -108,8 +121,7 @@ def restore(
                 f"checkpoint {folder} is damaged: leaf {name} has sha256 {found[:12]},"
                 f" expected {record.sha256[:12]}"
             )
-    leaves = [_leaf(loaded[name], records[name], named[name]) for name in named]
-    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+    return {name: _leaf(loaded[name], records[name], named[name]) for name in named}
 
 
 def _check_template(
@@ -190,7 +202,7 @@ def _leaf(loaded: Any, record: LeafRecord, template: Any) -> jax.Array:
     return jnp.array(loaded, dtype, copy=True) if is_numpy else loaded.astype(dtype)
 
 
-def abstract(record: LeafRecord) -> jax.ShapeDtypeStruct:
+def _abstract(record: LeafRecord) -> jax.ShapeDtypeStruct:
     """Returns a template of one leaf."""
     if not record.key:
         return jax.ShapeDtypeStruct(record.shape, np.dtype(record.dtype))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.experiments import config, folders
-from bilevel.experiments.load_run import LoadedRun, load_run
+from bilevel.experiments.loaded import LoadedRun, load_run
 
 
 class Row(NamedTuple):

@@ -10,14 +10,14 @@ starts/<n>/program.py.txt    the program, where there is no commit
 
 import datetime
 import json
-import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import bilevel
 from bilevel.experiments import environment, metrics, source
-from bilevel.experiments.folders import folder_errors
+from bilevel.experiments.folders import FolderError, folder_errors
 
 _STARTS = "starts"
 _COMMAND, _ENVIRONMENT, _SOURCE = "command.json", "environment.json", "source.json"
@@ -61,7 +61,9 @@ def write(
     )
     with folder_errors(directory):
         folder = directory / _STARTS / str(len(read_all(directory)) + 1)
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists():  # of a start that was cut short
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
         _write_diff(folder / _DIFF, code.diff)
         if library is not None:
             _write_diff(folder / _LIBRARY, library.diff)
@@ -76,14 +78,18 @@ def write(
 
 
 def read_all(directory: Path) -> list[Start]:
-    """Returns the starts of a run, the first one first."""
+    """Returns the starts of a run, the first one first.
+
+    Raises:
+      FolderError: a record is damaged.
+    """
     found = []
     for number in range(1, 1_000_000):
         folder = directory / _STARTS / str(number)
         if not (folder / _COMMAND).is_file():
             break
         names = (_COMMAND, _ENVIRONMENT, _SOURCE)
-        found.append(Start(*(json.loads((folder / n).read_text()) for n in names)))
+        found.append(Start(*(_read(folder / name) for name in names)))
     return found
 
 
@@ -114,13 +120,20 @@ def _state(record: Mapping[str, Any]) -> str:
 
 def _library_source(program: str) -> source.Source | None:
     """Records bilevel itself if it runs from a repository of its own."""
-    package = Path(os.path.abspath(bilevel.__file__))
+    package = Path(bilevel.__file__).resolve()
     top = source.repository(package)
     if top is None or top == source.repository(program):
         return None
     # Site-packages within somebody's repository are no source of ours.
     tracked = package.relative_to(top).as_posix() == "bilevel/__init__.py"
     return source.record(package) if tracked else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} is damaged ({error})") from error
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -96,10 +96,21 @@ def read(folder: Path) -> Sealed:
 
 
 def best_step(directory: Path) -> int | None:
-    """Returns the saved step with the lowest metric, or None if none has one."""
-    sealed = [read(directory / str(step)) for step in steps(directory)]
-    found = [(one.metric, one.step) for one in sealed if one.metric is not None]
-    return min(found)[1] if found else None
+    """Returns the saved step with the lowest metric, or None if none has one.
+
+    Only leaves.json is read, and verified; a step of which it is damaged has none.
+    """
+    found = [(_metric(directory / str(step)), step) for step in steps(directory)]
+    ranked = [(metric, step) for metric, step in found if metric is not None]
+    return min(ranked)[1] if ranked else None
+
+
+def _metric(folder: Path) -> float | None:
+    try:
+        manifest.check(folder, {_LEAVES: manifest.read(folder)[_LEAVES]})
+        return json.loads((folder / _LEAVES).read_text())["metric"]
+    except (manifest.DamagedFileError, OSError, KeyError):
+        return None
 
 
 def remove_unsaved(directory: Path, mark: str) -> list[Path]:

@@ -114,17 +114,19 @@ def implicit(
             inner: Tree, active: Active, cotangent: Tree, matvec: Callable
         ) -> Tree:
             theta = active.build(active.values)
-            adjoint, info = linear.solve(
-                matvec, cotangent, None, precondition(inner, theta)
-            )
+            with jax.named_scope("adjoint"):
+                adjoint, info = linear.solve(
+                    matvec, cotangent, None, precondition(inner, theta)
+                )
             if trust.on_untrustworthy == "ignore":
                 return adjoint
             residual = optimality(problem, active)
             pulled = mixed_vjp(residual, inner, active.values, adjoint)
             result = Pullback(trees.scale(-1.0, pulled), adjoint, _info(info))
-            report = certificate.certify(
-                problem, inner, active, Outer(cotangent), result, trust.rtol
-            )
+            with jax.named_scope("certificate"):
+                report = certificate.certify(
+                    problem, inner, active, Outer(cotangent), result, trust.rtol
+                )
             return certificate.enforce(adjoint, report, trust, "implicit")
 
         def tangent_solve(

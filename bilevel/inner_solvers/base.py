@@ -94,6 +94,7 @@ def tolerance(solver: InnerSolver, inner: Tree) -> float:
     return eps**0.75
 
 
+@jax.named_scope("inner_solve")  # the names of a profile
 def solve(
     solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree
 ) -> tuple[Tree, InnerInfo]:

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from bilevel.datasets import load_fashion_mnist, load_mnist, read_idx
+from bilevel.datasets import load_fashion_mnist, load_mnist, manifest, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -159,7 +159,8 @@ def fake(tmp_path):
 
 def test_values_and_types(fake, monkeypatch):
     monkeypatch.setenv("BILEVEL_DATA", str(fake.parent))
-    for part, num in zip(load_mnist(), (60000, 10000), strict=True):
+    parts = load_mnist(verify=False)
+    for part, num in zip(parts, (60000, 10000), strict=True):
         assert part.inputs.shape == (num, 784)
         assert part.inputs.dtype == np.float32
         assert part.labels.dtype == np.int32
@@ -171,7 +172,8 @@ def test_values_and_types(fake, monkeypatch):
 
 def test_other_folder_name(fake):
     fake.rename(fake.parent / "fashion_mnist")
-    assert load_fashion_mnist(fake.parent).test.labels.shape == (10000,)
+    splits = load_fashion_mnist(fake.parent, verify=False)
+    assert splits.test.labels.shape == (10000,)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +190,31 @@ def test_wrong_content_names_the_file(fake, file, array, expected, got):
     write(fake / file, array)
     match = f"{re.escape(expected)}.*got.*{re.escape(got)}"
     with pytest.raises(ValueError, match=match) as caught:
-        load_mnist(fake.parent)
+        load_mnist(fake.parent, verify=False)
     assert str(fake / file) in str(caught.value)
+
+
+def test_a_version_of_your_own(fake):
+    with pytest.raises(manifest.DamagedFileError) as caught:
+        load_mnist(fake.parent)
+    message = str(caught.value)
+    assert "'mnist', compared with the original files: damaged files in" in message
+    for file in (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS):
+        assert f"{file}: expected sha256 " in message
+    manifest.write(fake)
+    assert load_mnist(fake.parent).test.labels.shape == (10000,)
+    # A list decides for data sets of which nothing is known, too.
+    fake.rename(fake.parent / "my_digits")
+    file = fake.parent / "my_digits" / TEST_LABELS
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(manifest.DamagedFileError) as caught:
+        load_mnist(fake.parent, "my_digits")
+    assert caught.value.names == (TEST_LABELS,)
+    assert f"({len(whole) - 1} bytes)" in str(caught.value)
+    (fake.parent / "my_digits" / manifest.NAME).unlink()
+    with pytest.raises(ValueError, match="expected a complete gzip stream"):
+        load_mnist(fake.parent, "my_digits")
 
 
 def test_missing_files_are_named(tmp_path):
@@ -231,6 +256,22 @@ def test_real_mnist(data_dir):
     check_real(train, [5, 0, 4, 1, 9], 2427004754, mean)
     mean = 264923200 / 255 / 10000 / 784
     check_real(test, [7, 2, 1, 0, 4], 2125712646, mean)
+
+
+@pytest.mark.parametrize("load", [load_mnist, load_fashion_mnist])
+def test_a_changed_real_file(data_dir, tmp_path, load):
+    name = load.__name__.removeprefix("load_")
+    folder = tmp_path / name
+    folder.mkdir()
+    for file in (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES):
+        (folder / file).symlink_to(data_dir / name / file)
+    data = bytearray((data_dir / name / TEST_LABELS).read_bytes())
+    data[4] ^= 1  # the time of compression: the labels are the same
+    (folder / TEST_LABELS).write_bytes(data)
+    with pytest.raises(manifest.DamagedFileError) as caught:
+        load(tmp_path)
+    assert caught.value.names == (TEST_LABELS,)
+    assert load(tmp_path, verify=False).test.labels.shape == (10000,)
 
 
 def test_real_fashion_mnist(data_dir):

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from bilevel.datasets import load_ijcnn1, read_libsvm
+from bilevel.datasets import load_ijcnn1, manifest, read_libsvm
 
 COMPRESS = {
     "": lambda data: data,
@@ -179,7 +179,7 @@ def fake(tmp_path):
 
 def test_mapping_of_labels(fake, monkeypatch):
     monkeypatch.setenv("BILEVEL_DATA", str(fake.parent))
-    train, test = load_ijcnn1()
+    train, test = load_ijcnn1(verify=False)
     assert train.inputs.shape == (49990, 22)
     assert test.inputs.shape == (91701, 22)
     assert train.labels.dtype == np.int32
@@ -198,8 +198,23 @@ def test_mapping_of_labels(fake, monkeypatch):
 def test_wrong_content_names_the_file(fake, text, match):
     (fake / "ijcnn1.t.bz2").write_bytes(bz2.compress(text))
     with pytest.raises(ValueError, match=match) as caught:
-        load_ijcnn1(fake.parent)
+        load_ijcnn1(fake.parent, verify=False)
     assert str(fake / "ijcnn1.t.bz2") in str(caught.value)
+
+
+def test_a_version_of_your_own(fake):
+    with pytest.raises(manifest.DamagedFileError) as caught:
+        load_ijcnn1(fake.parent)
+    message = str(caught.value)
+    assert "'ijcnn1', compared with the original files: damaged files in" in message
+    for file in ("ijcnn1.bz2", "ijcnn1.t.bz2"):
+        assert f"{file}: expected sha256 " in message
+    manifest.write(fake, ["ijcnn1.bz2"])
+    match = r"ijcnn1/SHA256SUMS has no checksum of ijcnn1\.t\.bz2\n"
+    with pytest.raises(manifest.DamagedFileError, match=match):
+        load_ijcnn1(fake.parent)
+    manifest.write(fake)
+    assert load_ijcnn1(fake.parent).test.inputs.shape == (91701, 22)
 
 
 def test_missing_files_are_named(fake):

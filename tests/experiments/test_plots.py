@@ -1,0 +1,35 @@
+"""Curves: what is drawn, and what is not."""
+
+import math
+
+import numpy as np
+
+from bilevel.experiments import plots
+
+ROWS = [
+    {"step": s, "time": 0.1 * s, "loss": 10.0 ** (-s), "name": "cg", "ok": True}
+    for s in range(5)
+]
+
+
+def test_metrics_are_the_numbers():
+    rows = [*ROWS, {"step": 5, "loss": math.nan, "late": 1}]
+    assert plots.metric_names(rows) == ["loss", "late"]
+
+
+def test_one_panel_a_metric_one_line_a_run():
+    other = [{"step": 2, "loss": math.nan}, {"step": 3, "loss": 4.0, "late": 1.0}]
+    figure = plots.make({"a": ROWS, "b": other}, ["loss", "late"])
+    first, second = figure.axes
+    assert [line.get_label() for line in first.get_lines()] == ["a", "b"]
+    np.testing.assert_array_equal(first.get_lines()[1].get_xydata(), [[3.0, 4.0]])
+    assert first.get_yscale() == "log"
+    assert second.get_yscale() == "linear"
+    assert len(second.get_lines()) == 1
+
+
+def test_nothing_to_draw(tmp_path):
+    assert not plots.draw({"a": [{"step": 1, "name": "cg"}]}, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+    assert plots.draw({"a": ROWS}, tmp_path / "deep" / "a.svg", ["loss"])
+    assert (tmp_path / "deep" / "a.svg").read_text().startswith("<?xml")
