@@ -36,6 +36,7 @@ from bilevel.experiments import (
     environment,
     folders,
     metrics,
+    plots,
     profiling,
     run_folder,
     starts,
@@ -163,6 +164,7 @@ def _start(
             run_folder.note(directory, traceback.format_exc())
             raise
         if folders.is_finished(directory):
+            _draw(directory)
             say(f"finished: {_scalars(directory)}; all of it in {directory}")
         else:
             reason = "interrupted" if is_interrupted else "main returned before finish"
@@ -238,6 +240,17 @@ def _check_environment(program: str) -> None:
             f"--strict_env: there is no requirements.lock above {program}"
         )
     environment.check(lock, strict=True)
+
+
+def _draw(directory: Path) -> None:
+    """Draws the curves of the metrics; a run does not fail for a figure."""
+    if not plots.has_matplotlib():
+        return
+    try:
+        rows = load_run(directory).metrics
+        plots.draw({directory.name: rows}, directory / "figures" / "metrics.png")
+    except Exception as error:
+        _say(f"no figure of the metrics: {error}", directory)
 
 
 def _scalars(directory: Path) -> str:

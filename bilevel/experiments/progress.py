@@ -1,11 +1,18 @@
-"""Progress of `bilevel.run`: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of `bilevel.run`: a bar, a live plot in a notebook, else lines.
+
+Time left and speed count from the first call, so that compilation and the steps before
+a resume are left out.
+"""
 
 import contextlib
 import importlib.util
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TextIO
+
+_SECONDS_PER_PLOT = 1.0
 
 
 class Callback(Protocol):
@@ -26,13 +33,15 @@ def progress(
 ) -> Iterator[Callback]:
     """Shows steps, steps per second, time left and the current metrics.
 
-    With rich installed and a terminal to write to, a bar; else a line for the first
-    call, for the last one, and at most one every `interval` seconds between them.
+    In a notebook with matplotlib, a plot that grows; with rich and a terminal to write
+    to, a bar; else a line for the first call, for the last one, and at most one every
+    `interval` seconds between them.
 
     Args:
       description: what runs, one or two words.
-      stream: where to write; default standard output.
-      interval: seconds between two lines (no effect on a bar).
+      stream: where to write; default standard output, or the notebook.
+      interval: seconds between two lines (no effect on a bar; a plot is drawn anew
+        after a second).
       clock: seconds, for tests.
 
     Yields:
@@ -46,7 +55,10 @@ def progress(
       ```
     """
     target = stream or sys.stdout
-    if target.isatty() and importlib.util.find_spec("rich") is not None:
+    has_matplotlib = importlib.util.find_spec("matplotlib") is not None
+    if stream is None and in_notebook() and has_matplotlib:
+        yield _plot(description, clock)
+    elif target.isatty() and importlib.util.find_spec("rich") is not None:
         with _bar(description, target) as callback:
             yield callback
     else:
@@ -64,6 +76,56 @@ def speed(first: tuple[int, float], now: tuple[int, float]) -> float | None:
     return steps / seconds if steps > 0 and seconds > 0 else None
 
 
+def in_notebook() -> bool:
+    """Says whether a notebook's kernel runs this code."""
+    # Not imported: where there is a kernel, it is there already.
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+def _plot(description: str, clock: Callable[[], float]) -> Callback:
+    """Curves of the metrics in the notebook, drawn anew in place."""
+    from IPython import display
+
+    from bilevel.experiments import plots
+
+    rows: list[dict[str, float]] = []
+    first: tuple[int, float] | None = None
+    last_drawn = -float("inf")
+    handle = None
+
+    def callback(step: int, num_steps: int, metrics: Mapping[str, float]) -> None:
+        nonlocal first, last_drawn, handle
+        now = clock()
+        first = first or (step, now)
+        rows.append({**metrics, "step": step})
+        names = plots.metric_names(rows)
+        if not names or (step < num_steps and now - last_drawn < _SECONDS_PER_PLOT):
+            return
+        last_drawn = now
+        figure = plots.make({description: rows}, names)
+        rate = speed(first, (step, now))
+        figure.suptitle("  ".join(_head(description, step, num_steps, rate)))
+        # As an image: whether a kernel shows figures depends on what was imported.
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=90)
+        image = display.Image(data=data.getvalue())
+        if handle is None:
+            handle = display.display(image, display_id=True)
+        else:
+            handle.update(image)
+
+    return callback
+
+
+def _head(description: str, step: int, num_steps: int, rate: float | None) -> list[str]:
+    """Where the run is, and when it ends."""
+    parts = [f"{description} {step}/{num_steps}"]
+    if rate is not None:
+        parts += [_rate_text(rate), f"{_time_text((num_steps - step) / rate)} left"]
+    return parts
+
+
 def _lines(
     description: str, stream: TextIO, interval: float, clock: Callable[[], float]
 ) -> Callback:
@@ -78,9 +140,8 @@ def _lines(
             return
         last_written = now
         rate = speed(first, (step, now))
-        parts = [f"{description} {step}/{num_steps}", *_texts(metrics)]
-        if rate is not None:
-            parts += [_rate_text(rate), f"{_time_text((num_steps - step) / rate)} left"]
+        where, *speeds = _head(description, step, num_steps, rate)
+        parts = [where, *_texts(metrics), *speeds]
         stream.write("  ".join(parts) + "\n")
         stream.flush()
 

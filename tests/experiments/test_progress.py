@@ -1,11 +1,12 @@
 """Progress: lines, a bar, and neither too many nor too few of them."""
 
 import io
+import os
 import sys
 
 import pytest
 
-from bilevel.experiments.progress import progress
+from bilevel.experiments.progress import in_notebook, progress
 
 
 class Terminal(io.StringIO):
@@ -94,3 +95,41 @@ def test_lines_in_a_terminal_without_rich(monkeypatch):
         callback(1, 1, {})
     assert stream.getvalue() == "run 1/1\n"
     assert "bilevel.experiments.progress" in sys.modules
+
+
+NOTEBOOK = """
+from bilevel.experiments import progress
+now = 0.0
+def clock():
+    return now
+with progress("soba", clock=clock) as show:
+    for step in range(10, 101, 10):
+        show(step, 100, {"loss": 1.0 / step, "bad": float("nan")})
+        now += 0.4
+"""
+
+
+def test_live_plot_in_a_notebook():
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
+    updates = []
+
+    class Client(nbclient.NotebookClient):
+        def process_message(self, msg, cell, cell_index):
+            updates.append(msg["msg_type"])
+            return super().process_message(msg, cell, cell_index)
+
+    inline = "module://matplotlib_inline.backend_inline"
+    client = Client(notebook, timeout=120, kernel_name="python3")
+    client.execute(env={**os.environ, "MPLBACKEND": inline})
+    (output,) = notebook.cells[0].outputs  # one plot, drawn anew in place
+    assert output["output_type"] == "display_data"
+    assert "image/png" in output["data"]
+    assert updates.count("display_data") == 1
+    # Not at every step: after a second each, and at the end.
+    assert updates.count("update_display_data") == 3
+
+
+def test_no_notebook_here():
+    assert not in_notebook()
