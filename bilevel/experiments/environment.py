@@ -211,9 +211,11 @@ def difference(
     for name in names:
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
+            # Flags come and go with versions of JAX; that is no change of a flag.
+            keys = old.keys() & new.keys() if name == "jax" else old.keys() | new.keys()
             lines += [
                 f"{_SINGULAR[name]} {key}: {old.get(key)} -> {new.get(key)}"
-                for key in sorted(old.keys() | new.keys())
+                for key in sorted(keys, key=lambda key: (key not in _NUMERICAL, key))
                 if old.get(key) != new.get(key)
             ]
         elif old != new:
@@ -221,6 +223,8 @@ def difference(
     return lines
 
 
+# The packages that compute numbers; listed first.
+_NUMERICAL = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "bilevel", "chex")
 _SINGULAR = {"packages": "package", "jax": "flag", "variables": "variable"}
 
 

@@ -28,6 +28,7 @@ from typing import Any, NoReturn, TypeAlias
 from absl import app, flags
 from absl import logging as absl_logging
 
+from bilevel.datasets import manifest
 from bilevel.experiments import (
     checkpoint,
     command_line,
@@ -340,6 +341,7 @@ def _log_file(directory: Path) -> Iterator[None]:
 
 # What a user can mend; everything else is shown with its traceback.
 _MISTAKES = (
+    manifest.DamagedFileError,
     config.ConfigError,
     folders.FolderError,
     checkpoint.CheckpointError,

@@ -138,8 +138,8 @@ def test_difference_names_the_likeliest_cause_first():
     }
     assert environment.difference(before, now) == [
         "threads: 2 -> 1",
-        "package gone: 1 -> None",
         "package jax: 0.10.2 -> 0.12.0",
+        "package gone: 1 -> None",
         "package new: None -> 2",
         "flag jax_threefry_partitionable: True -> False",
         "variable NPROC: None -> 1",
