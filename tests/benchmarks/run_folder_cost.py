@@ -4,9 +4,9 @@
 
 The example runs as it is (5000 training, 500 validation images, a checkpoint after
 every chunk of steps, so more often than every 20 seconds), and with functions in place
-of the run's that do nothing. Reported for each: wall and CPU time of `main`, and for the
-first how long the program waited for folder, metrics and checkpoints: the records of the
-start, the calls of `run`, and closing it.
+of the run's that do nothing. Reported for each: wall and CPU time of `main`, and for
+the first how long the program waited for folder, metrics and checkpoints: the records
+of the start, the calls of `run`, and closing it.
 """
 
 import argparse
