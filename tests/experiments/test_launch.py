@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -118,7 +119,12 @@ def test_config_and_run_reach_main(start, folder):
         run.finish({"loss": 0.5})
 
     arguments = ["--cfg.rate=0.05", "--workdir=a", "--data_dir=data"]
-    assert start(main, *arguments) == (0, f"new run in a\n{NO_LOCK}")
+    code, said = start(main, *arguments)
+    assert code == 0
+    head, last = f"new run in a\n{NO_LOCK}", said.splitlines()[-1]
+    assert said == f"{head}{last}\n"
+    assert re.fullmatch(r"finished: loss 0\.5, time [\d.]+; all of it in a", last)
+    assert (folder / "a" / "figures" / "metrics.png").exists()
     assert seen == [(0.05, 40, Path("data"))]
     record = json.loads((folder / "a" / "config.json").read_text())
     assert record["config"] == {"rate": 0.05, "steps": 40}
@@ -407,9 +413,13 @@ def test_killed_run_resumes_to_the_same_bits(program, run_program):
     assert not (program / "killed" / "summary.json").exists()
     resumed = run_program(*arguments, "--workdir=killed")
     # Nothing of Orbax and nothing of absl is said.
-    assert whole.output() == (0, "done\n", f"new run in whole\n{NO_LOCK}")
-    said = f"unfinished run in killed\n{NO_LOCK}"
-    assert resumed.output() == (0, "done\n", said)
+    for process, first in ((whole, "new run in whole"), (resumed, "unfinished run in")):
+        code, out, said = process.output()
+        assert (code, out) == (0, "done\n")
+        assert said.startswith(first)
+        assert said.splitlines()[1] == NO_LOCK.rstrip()
+        assert said.splitlines()[2].startswith("finished: first ")
+        assert said.count("\n") == 3
 
     folders = [program / name for name in ("whole", "killed")]
     first, second = (json.loads((f / "summary.json").read_text()) for f in folders)
