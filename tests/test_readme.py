@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from bilevel import load_run
 from bilevel.experiments import claim, config, open_run
@@ -22,8 +23,9 @@ def run_blocks() -> dict[str, Any]:
     return namespace
 
 
-def test_code_blocks_run():
-    run_blocks()
+@pytest.fixture(scope="module")
+def namespace() -> dict[str, Any]:
+    return run_blocks()
 
 
 def test_code_blocks_run_in_float32_too():
@@ -31,11 +33,11 @@ def test_code_blocks_run_in_float32_too():
         run_blocks()
 
 
-def test_main_trains_and_finishes(tmp_path):
+def test_code_blocks_run_and_main_trains(namespace, tmp_path):
     cfg = config.of(seed=0, num_steps=12, learning_rate=0.1)
     claim(tmp_path / "a", cfg)
     with open_run(tmp_path / "a") as run:
-        run_blocks()["main"](cfg, run)
+        namespace["main"](cfg, run)
     found = load_run(tmp_path / "a")
     steps, values = found.column("value")
     assert steps == list(range(1, 13))

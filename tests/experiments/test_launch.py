@@ -407,7 +407,9 @@ def test_killed_run_resumes_to_the_same_bits(program, run_program):
     arguments = ["--save_every=3", "--cfg.rate=0.05"]
     whole = run_program(*arguments, "--workdir=whole")
     killed = run_program(*arguments, "--workdir=killed", SECONDS_PER_STEP="0.1")
-    killed.wait_for(lambda: list((program / "killed" / "ckpt").glob("[1-9]")))
+    killed.wait_for(
+        lambda: list((program / "killed" / "ckpt").glob("[1-9]/SHA256SUMS"))
+    )
     killed.popen.send_signal(signal.SIGKILL)
     killed.output()
     assert not (program / "killed" / "summary.json").exists()
