@@ -331,7 +331,8 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         last = step_folder.latest_step(directory)
         rest = "no step is saved" if last is None else f"step {last} is saved"
         raise CheckpointError(
-            f"cannot save to {directory} ({restore.root_cause(error)}); {rest}"
+            f"cannot save to {directory} ({restore.root_cause(error)}); {rest}."
+            " Mend that and run the same command to go on from there"
         ) from error
 
 

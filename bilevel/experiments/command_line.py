@@ -42,9 +42,9 @@ def load_config(path: str | Path) -> Loaded:
       the file.
 
     Raises:
-      ConfigError: no such file, no `get_config`, not an instance of a frozen
-        dataclass, or a value that does not fit its type or bounds. What the code of
-        the file itself raises is passed on as it is.
+      ConfigError: no such file, a syntax error, no `get_config`, not an instance of a
+        frozen dataclass, or a value that does not fit its type or bounds. What else
+        the code of the file raises is passed on as it is.
 
     Example:
       `load_config("configs/x.py").config`
@@ -67,7 +67,12 @@ def load_config(path: str | Path) -> Loaded:
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
-    exec(compile(source, path, "exec"), module.__dict__)
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)
+    except SyntaxError as error:
+        where = f"{error.filename}, line {error.lineno}"
+        text = f"\n  {error.text.rstrip()}" if error.text else ""
+        raise config.ConfigError(f"{where}: {error.msg}{text}") from error
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise config.ConfigError(f"{path} defines no function get_config()")

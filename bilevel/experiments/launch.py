@@ -318,17 +318,26 @@ def _quieten_orbax(values: flags.FlagValues) -> None:
 
 @contextlib.contextmanager
 def _log_file(directory: Path) -> Iterator[None]:
-    """Sends what is logged, warnings too, to the log of the run as well."""
+    """Sends what is logged, warnings too, to the log of the run as well.
+
+    What Orbax logs goes there only: a write that fails is said in one line by us, and
+    in hundreds by its threads.
+    """
     handler = logging.FileHandler(directory / run_folder.LOG)
     pattern = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     handler.setFormatter(logging.Formatter(pattern, "%Y-%m-%d %H:%M:%S"))
+    # A disk that is full must not be the end of a run, nor of its error message.
+    handler.handleError = lambda record: None
     root, show = logging.getLogger(), warnings.showwarning
+    others = list(root.handlers)
 
     def show_and_log(*arguments: Any, **options: Any) -> None:
         show(*arguments, **options)
         text = warnings.formatwarning(*arguments[:4])
         run_folder.note(directory, text.rstrip())
 
+    for one in others:
+        one.addFilter(_is_not_orbax)
     root.addHandler(handler)
     warnings.showwarning = show_and_log
     try:
@@ -336,7 +345,14 @@ def _log_file(directory: Path) -> Iterator[None]:
     finally:
         warnings.showwarning = show
         root.removeHandler(handler)
-        handler.close()
+        for one in others:
+            one.removeFilter(_is_not_orbax)
+        with contextlib.suppress(OSError):
+            handler.close()
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 # What a user can mend; everything else is shown with its traceback.

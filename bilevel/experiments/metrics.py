@@ -105,10 +105,14 @@ def replace(path: Path, text: str) -> None:
 def write(path: Path, make: Callable[[Path], Any]) -> None:
     """Lets `make` write a file under another name, and renames it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    make(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        make(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from bilevel.experiments import metrics
+
 _COLUMNS = 3
 _LINES = 10  # more runs than this are not told apart by a legend
 
@@ -45,9 +47,9 @@ def draw(
     chosen = names or metric_names([row for rows in runs.values() for row in rows])
     if not chosen:
         return False
-    figure = make(runs, chosen)
+    figure, kind = make(runs, chosen), path.suffix[1:]
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    metrics.write(path, lambda file: figure.savefig(file, format=kind, dpi=110))
     return True
 
 

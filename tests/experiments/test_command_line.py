@@ -215,6 +215,7 @@ def test_unknown_file_lists_what_there_is(config_file):
     ("source", "message"),
     [
         ("x = 1", "{path} defines no function get_config()"),
+        ("x = 1\ny = )\n", "{path}, line 2: unmatched ')'\n  y = )"),
         (
             "def get_config(): return {'a': 1}",
             "get_config() of {path}: expected an instance of a dataclass,"

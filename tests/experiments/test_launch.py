@@ -1,6 +1,7 @@
 """The start of a program: exit codes, messages, and the folder that is left."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -215,6 +216,30 @@ def test_mistakes_that_main_meets(start, folder):
     assert code == 1
     assert said.endswith("error: metrics.data is a object, which JSON cannot hold\n")
     assert said.splitlines()[-1] in (folder / "a" / "log.txt").read_text()
+
+
+def test_orbax_is_heard_in_the_log_only(start, folder):
+    def main(config, run):
+        record = logging.makeLogRecord(
+            {
+                "msg": "a thread failed",
+                "pathname": "/x/orbax/checkpoint/future.py",
+                "levelno": logging.ERROR,
+            }
+        )
+        logging.getLogger().handle(record)
+        run.finish({})
+
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger().addHandler(handler)
+    try:
+        assert start(main, "--workdir=a")[0] == 0
+        logging.getLogger().error("afterwards")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert "a thread failed" in (folder / "a" / "log.txt").read_text()
+    assert stream.getvalue() == "afterwards\n"
 
 
 def test_warnings_and_log_messages_are_kept(start, folder):
