@@ -11,6 +11,7 @@
     step_folder  what seals a checkpoint
     digests      identity of a state, leaf by leaf
     metrics      JSON lines
+    logs         what was said
     train        the usual main loop
     progress     a bar, or lines
     loaded       a run read back

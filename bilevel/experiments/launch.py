@@ -13,14 +13,12 @@ The same command again resumes the run, after `kill -9` too.
 
 import contextlib
 import functools
-import logging
 import os
 import shlex
 import signal
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -36,6 +34,7 @@ from bilevel.experiments import (
     determinism,
     environment,
     folders,
+    logs,
     metrics,
     plots,
     profiling,
@@ -147,7 +146,7 @@ def _start(
         _say(f"{directory} is finished; for another run give another --workdir")
         return 0
     resume = shlex.join([*command, *([] if workdir else [f"--workdir={directory}"])])
-    with _log_file(directory), _interrupts() as was_interrupted:
+    with logs.log_file(directory), _interrupts() as was_interrupted:
         say = functools.partial(_say, directory=directory)
         say(f"{status} run in {directory}")
         try:
@@ -162,7 +161,7 @@ def _start(
             say(f"error: {error}")
             return 1
         except BaseException:
-            run_folder.note(directory, traceback.format_exc())
+            logs.note(directory, traceback.format_exc())
             raise
         if folders.is_finished(directory):
             _draw(directory)
@@ -316,45 +315,6 @@ def _quieten_orbax(values: flags.FlagValues) -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)
 
 
-@contextlib.contextmanager
-def _log_file(directory: Path) -> Iterator[None]:
-    """Sends what is logged, warnings too, to the log of the run as well.
-
-    What Orbax logs goes there only: a write that fails is said in one line by us, and
-    in hundreds by its threads.
-    """
-    handler = logging.FileHandler(directory / run_folder.LOG)
-    pattern = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    handler.setFormatter(logging.Formatter(pattern, "%Y-%m-%d %H:%M:%S"))
-    # A disk that is full must not be the end of a run, nor of its error message.
-    handler.handleError = lambda record: None
-    root, show = logging.getLogger(), warnings.showwarning
-    others = list(root.handlers)
-
-    def show_and_log(*arguments: Any, **options: Any) -> None:
-        show(*arguments, **options)
-        text = warnings.formatwarning(*arguments[:4])
-        run_folder.note(directory, text.rstrip())
-
-    for one in others:
-        one.addFilter(_is_not_orbax)
-    root.addHandler(handler)
-    warnings.showwarning = show_and_log
-    try:
-        yield
-    finally:
-        warnings.showwarning = show
-        root.removeHandler(handler)
-        for one in others:
-            one.removeFilter(_is_not_orbax)
-        with contextlib.suppress(OSError):
-            handler.close()
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
 # What a user can mend; everything else is shown with its traceback.
 _MISTAKES = (
     manifest.DamagedFileError,
@@ -384,11 +344,11 @@ def _fail(message: str) -> NoReturn:
 def _warn(directory: Path, message: str, lines: Sequence[str] = ()) -> None:
     shown = [*lines[:_SHOWN], *(["..."] if len(lines) > _SHOWN else [])]
     _say("\n  ".join([f"warning: {message}", *shown]))
-    run_folder.note(directory, "\n  ".join([f"warning: {message}", *lines]))
+    logs.note(directory, "\n  ".join([f"warning: {message}", *lines]))
 
 
 def _say(message: str, directory: Path | None = None) -> None:
     # Not stdout: that belongs to the program's own result.
     sys.stderr.write(f"{message}\n")
     if directory is not None:
-        run_folder.note(directory, message)
+        logs.note(directory, message)

@@ -16,7 +16,6 @@ are replaced in one step, and a broken last line of the metrics is dropped.
 """
 
 import contextlib
-import datetime
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,7 +30,7 @@ from bilevel.experiments.folders import FolderError
 
 Tree: TypeAlias = Any
 
-METRICS, DIGESTS, DATA, LOG = "metrics.jsonl", "digests.jsonl", "data.json", "log.txt"
+METRICS, DIGESTS, DATA = "metrics.jsonl", "digests.jsonl", "data.json"
 CHECKPOINTS = "ckpt"
 
 
@@ -270,13 +269,6 @@ def _journal(directory: Path, stop_after: int | None) -> _Journal:
         return offset + time.monotonic() - start
 
     return _Journal(begin, require, append, seconds)
-
-
-def note(directory: Path, message: str) -> None:
-    """Appends a message to the log of a run, with the time of day."""
-    now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
-    with contextlib.suppress(OSError), (directory / LOG).open("a") as file:
-        file.write(f"{now} {message}\n")
 
 
 def _go_back(folder: Path, step: int) -> None:
