@@ -30,6 +30,10 @@ import jax
 SCOPES = ("inner_solve", "adjoint", "certificate")
 FOLDER = "profile"
 
+# XLA on a CPU would make one operation of a small loop, inner solve, adjoint and all.
+# An option that a version of XLA does not know is ignored.
+_LOOPS = "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=0"
+
 _COMPILE_EVENTS = "/jax/core/compile/"
 _METADATA = re.compile(
     r"%?(?P<op>[\w.-]+) = [^\n]*?metadata=\{[^}\n]*?op_name=\"(?P<name>[^\"]*)\""
@@ -76,7 +80,7 @@ def prepare(directory: Path) -> None:
     folder = directory / FOLDER / "hlo"
     shutil.rmtree(directory / FOLDER, ignore_errors=True)
     folder.mkdir(parents=True)
-    flags = f"--xla_dump_to={folder.absolute()} --xla_dump_hlo_as_text"
+    flags = f"--xla_dump_to={folder.absolute()} --xla_dump_hlo_as_text {_LOOPS}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 
