@@ -141,6 +141,7 @@ def learn_weights(
     """
     clean = cfg.cleaning
     num_trials, num_steps = len(clean.penalties), clean.num_steps
+    last_step = (num_trials + 1) * num_steps
     solver = solvers.two_loop(
         bilevel.Problem(inner_objective, outer_objective),
         *method(clean.rule),
@@ -162,9 +163,9 @@ def learn_weights(
             value = float(infos.value[-1])
             losses = {"penalty": penalty, "outer loss": value}
             held_out = {"held-out loss": now.held_out_loss} if is_trial else {}
-            show(step, num_steps * (num_trials + 1), losses | held_out)
+            show(step, last_step, losses | held_out)
             run.log(step, stage=number, outer_loss=value, **now._asdict())
-            run.save(step, state, force=True)
+            run.save(step, state, force=step == last_step)
 
         return bilevel.run(
             solver,
