@@ -23,21 +23,17 @@ def run_blocks() -> dict[str, Any]:
     return namespace
 
 
-@pytest.fixture(scope="module")
-def namespace() -> dict[str, Any]:
-    return run_blocks()
-
-
-def test_code_blocks_run_in_float32_too():
+@pytest.fixture(autouse=True)
+def _as_a_reader_has_it():
     with jax.enable_x64(False):
-        run_blocks()
+        yield
 
 
-def test_code_blocks_run_and_main_trains(namespace, tmp_path):
+def test_code_blocks_run_and_main_trains(tmp_path):
     cfg = config.of(seed=0, num_steps=12, learning_rate=0.1)
     claim(tmp_path / "a", cfg)
     with open_run(tmp_path / "a") as run:
-        namespace["main"](cfg, run)
+        run_blocks()["main"](cfg, run)
     found = load_run(tmp_path / "a")
     steps, values = found.column("value")
     assert steps == list(range(1, 13))
