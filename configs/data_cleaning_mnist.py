@@ -1,7 +1,7 @@
 """Data cleaning on MNIST; needs the four original files.
 
 Run `python examples/data_cleaning.py --config=configs/data_cleaning_mnist.py
---data_dir=...`: 1 to 3 minutes on 2 cores.  Test accuracy over seeds 10 to 14, mean ±
+--data_dir=...`: 1 to 2 minutes on 2 cores.  Test accuracy over seeds 10 to 14, mean ±
 standard deviation: 90.81 ± 0.20 % (filter 90.77 ± 0.19, validation set only 90.59 ±
 0.17, noisy labels 79.95 ± 0.61, oracle 91.07 ± 0.21); F1 of the labels called wrong
 0.954 ± 0.002 (filter 0.943 ± 0.002).  With fewer clean labels
