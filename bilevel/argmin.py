@@ -219,8 +219,7 @@ def _evaluate(
     )
     _require_dependence(lower, inner0, theta)
     active = Active(outer, lambda values: theta._replace(outer=values))
-    with jax.named_scope("inner_solve"):  # the names of a profile
-        inner, info, saved = rule.forward(lower, inner0, active)
+    inner, info, saved = rule.forward(lower, inner0, active)
 
     def outer_objective(w: Tree, x: Tree) -> tuple[jax.Array, Any]:
         # nnx variables must belong to the trace they are used in; a copy does.
@@ -246,8 +245,7 @@ def _evaluate(
     with jax.named_scope("adjoint"):
         result = rule.pullback(lower, inner, active, saved, upper, start)
     if rtol is not None:
-        with jax.named_scope("certificate"):
-            report = certificate.certify(lower, inner, active, upper, result, rtol)
+        report = certificate.certify(lower, inner, active, upper, result, rtol)
     else:
         infinite = jnp.full((), jnp.inf, trees.real_dtype(inner))
         report = certificate.Certificate(infinite, jnp.zeros((), bool))

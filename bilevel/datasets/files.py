@@ -64,6 +64,40 @@ def find(data_dir: StrPath | None, name: str, files: Sequence[str] = ()) -> Path
     return folder
 
 
+def replace(path: StrPath, make: Callable[[Path], object]) -> None:
+    """Writes a file in one step: its old content or all of the new, never a part.
+
+    Args:
+        path: the file; a `.<name>.tmp` beside it is there for a moment.
+        make: writes the file that it is given.
+
+    Raises:
+        OSError: the disk refuses; the old file is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a"
+        >>> replace(path, lambda file: file.write_text("abc"))
+        >>> path.read_text()
+        'abc'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        make(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_text(path: StrPath, text: str) -> None:
+    """Writes a text file in one step, as `replace` does."""
+    replace(path, lambda file: file.write_text(text))
+
+
 class _Decompressor(Protocol):
     """What the decompressors of zlib, bz2 and lzma have in common."""
 

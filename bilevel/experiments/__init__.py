@@ -1,6 +1,7 @@
 """Experiments: typed configurations, run folders, checkpoints, exact resume.
 
     config       frozen dataclasses, checked, with one canonical JSON
+    config_leaf  one value of a configuration: type, bounds, words
     command_line configuration files, and a flag for every value
     launch       the start of a program
     folders      who may use a folder

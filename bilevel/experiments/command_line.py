@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from absl import flags
 
-from bilevel.experiments import config
+from bilevel.experiments import config, config_leaf
 
 DATA_VARIABLE = "BILEVEL_DATA"
 _PREFIX = "cfg."
@@ -303,9 +303,9 @@ def from_text(leaf: config.Leaf, text: str) -> Any:
       ConfigError: the text does not fit the type or the bounds.
     """
     annotation = leaf.annotation
-    entry = config.inner_type(annotation)
+    entry = config_leaf.inner_type(annotation)
     if entry is None:
-        return config.check(leaf, _read(annotation, text))
+        return config_leaf.check(leaf, _read(annotation, text))
     if get_origin(annotation) is tuple:
         texts = text.split(",") if text else []
         inner = leaf._replace(annotation=entry)
@@ -323,7 +323,7 @@ class _LeafParser(flags.ArgumentParser):
         words = [f"{word} {bound}" for word, bound in bounds if bound is not None]
         is_tuple = get_origin(leaf.annotation) is tuple
         comma = ["comma-separated"] if is_tuple else []
-        words = [config.type_words(leaf.annotation), *comma, *words]
+        words = [config_leaf.type_words(leaf.annotation), *comma, *words]
         self.syntactic_help = ", ".join(words)  # absl puts it in brackets
 
     def parse(self, argument: Any) -> Any:
@@ -331,11 +331,11 @@ class _LeafParser(flags.ArgumentParser):
         return from_text(self.leaf, argument) if is_text else argument
 
     def flag_type(self) -> str:
-        return config.type_words(self.leaf.annotation)
+        return config_leaf.type_words(self.leaf.annotation)
 
 
 def _read(annotation: Any, text: str) -> Any:
-    """Converts a text as far as it can be; `config.check` says what is wrong."""
+    """Converts a text as far as it can be; `config_leaf.check` says what is wrong."""
     if get_origin(annotation) is Literal:
         return {str(choice): choice for choice in get_args(annotation)}.get(text, text)
     if annotation is bool:

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from bilevel.experiments import config, metrics
+from bilevel.datasets import files
+from bilevel.experiments import config
 
 Status: TypeAlias = Literal["new", "unfinished", "finished"]
 
@@ -86,9 +87,9 @@ def claim(directory: Path, cfg: Any, *, source: str = "") -> Status:
     with folder_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         (directory / _IGNORE).write_text("*\n")
-        metrics.replace(directory / SOURCE, source)
+        files.replace_text(directory / SOURCE, source)
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        metrics.replace(record, text)
+        files.replace_text(record, text)
     return "new"
 
 

@@ -140,8 +140,6 @@ def _start(
         Path(workdir) if workdir else _or_exit(folders.new_directory, loaded.path.stem)
     )
     status = _or_exit(folders.claim, directory, cfg, source=loaded.source)
-    if options.profile and status != "finished":
-        profiling.prepare(directory)
     if status == "finished":
         _say(f"{directory} is finished; for another run give another --workdir")
         return 0
@@ -190,6 +188,8 @@ def _run(
         stop_after=options.stop_after,
         data_dir=options.data_dir,
     ) as run:
+        if options.profile:
+            profiling.prepare(directory)  # before the record, which starts JAX
         _record_start(directory, options, argv)
         finish = functools.partial(_finish, run.finish, was_interrupted)
         run = run._replace(finish=finish)

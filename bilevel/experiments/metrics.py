@@ -6,10 +6,11 @@ seconds, over all starts of the run. `tail -f` shows it, `jq` and pandas read it
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from bilevel.datasets.files import replace_text
 
 RESERVED = ("step", "time")
 """What every line has; no metric can have these names."""
@@ -74,7 +75,7 @@ def keep(path: Path, last_step: int | None) -> float:
         if last_step is not None and content["step"] <= last_step:
             kept.append(f"{line}\n")
             seconds = float(content.get("time", 0.0))
-    replace(path, "".join(kept))
+    replace_text(path, "".join(kept))
     return seconds
 
 
@@ -95,24 +96,6 @@ def plain(value: Any, name: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise MetricsError(f"{name} is a {type(value).__name__}, which JSON cannot hold")
-
-
-def replace(path: Path, text: str) -> None:
-    """Replaces a file in one step, onto the disk."""
-    write(path, lambda temporary: temporary.write_text(text))
-
-
-def write(path: Path, make: Callable[[Path], Any]) -> None:
-    """Lets `make` write a file under another name, and renames it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        make(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bilevel.experiments import metrics
+from bilevel.datasets import files
 
 _COLUMNS = 3
 _LINES = 10  # more runs than this are not told apart by a legend
@@ -49,7 +49,7 @@ def draw(
         return False
     figure, kind = make(runs, chosen), path.suffix[1:]
     path.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write(path, lambda file: figure.savefig(file, format=kind, dpi=110))
+    files.replace(path, lambda file: figure.savefig(file, format=kind, dpi=110))
     return True
 
 
@@ -57,6 +57,7 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
     """Returns the matplotlib figure that `draw` saves."""
     # Not pyplot: that would choose a backend for the whole program.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     columns = min(_COLUMNS, len(names))
     lines = -(-len(names) // columns)
@@ -66,11 +67,12 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
         for label, rows in runs.items():
             points = [(r["step"], r[name]) for r in rows if _is_number(r.get(name))]
             if points:
-                steps, values = np.array(points, float).T
+                steps, values = _parted(np.array(points, float)).T
                 style = "o-" if len(points) < 20 else "-"
                 panel.plot(steps, values, style, markersize=3, label=label)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("step")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if _spans_decades(panel):
             panel.set_yscale("log")
         panel.spines[["top", "right"]].set_visible(False)
@@ -81,6 +83,12 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
     return figure
 
 
+def _parted(points: np.ndarray) -> np.ndarray:
+    """Parts `[n, 2]` points by NaN where steps begin anew, of another method say."""
+    starts = np.flatnonzero(np.diff(points[:, 0]) <= 0) + 1
+    return np.insert(points, starts, np.nan, axis=0)
+
+
 def _is_number(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and bool(np.isfinite(value))
@@ -89,4 +97,5 @@ def _is_number(value: Any) -> bool:
 def _spans_decades(panel: Any) -> bool:
     values = [line.get_ydata() for line in panel.get_lines()]
     together = np.concatenate(values) if values else np.zeros(1)
-    return together.min() > 0 and together.max() > 100 * together.min()
+    least, most = np.nanmin(together), np.nanmax(together)
+    return bool(least > 0 and most > 100 * least)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
-from bilevel.datasets import manifest
+from bilevel.datasets import files, manifest
 from bilevel.experiments import checkpoint, digests, folders, metrics, step_folder
 from bilevel.experiments.folders import FolderError
 
@@ -193,7 +193,7 @@ def open_run(
         content |= {"time": round(journal.seconds(), 3), **_last_state(folder)}
         with folders.folder_errors(directory):
             text = json.dumps(content, indent=2) + "\n"
-            metrics.replace(directory / folders.SUMMARY, text)
+            files.replace_text(directory / folders.SUMMARY, text)
 
     def path(name: str) -> Path:
         with folders.folder_errors(directory):
@@ -309,7 +309,7 @@ def _record_data(path: Path, arrays: Mapping[str, Tree], seed: int | None) -> No
             "restore them, or give another --workdir"
         )
     text = json.dumps({**stored, **found}, indent=1, sort_keys=True) + "\n"
-    metrics.replace(path, text)
+    files.replace_text(path, text)
 
 
 def _last_state(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import bilevel
-from bilevel.experiments import environment, metrics, source
+from bilevel.datasets import files
+from bilevel.experiments import environment, source
 from bilevel.experiments.folders import FolderError, folder_errors
 
 _STARTS = "starts"
@@ -69,7 +70,7 @@ def write(
             _write_diff(folder / _LIBRARY, library.diff)
         if code.record["commit"] is None and Path(program).is_file():
             text = Path(program).read_text(errors="replace")
-            metrics.replace(folder / _PROGRAM, text)
+            files.replace_text(folder / _PROGRAM, text)
         # The command last: a start without one was cut short.
         _write(folder / _SOURCE, start.source)
         _write(folder / _ENVIRONMENT, start.environment)
@@ -137,10 +138,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    metrics.replace(path, json.dumps(content, indent=1) + "\n")
+    files.replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _write_diff(path: Path, diff: str) -> None:
     # A patch holds the bytes of the files, whatever their encoding.
     data = diff.encode(errors="surrogateescape")
-    metrics.write(path, lambda temporary: temporary.write_bytes(data))
+    files.replace(path, lambda temporary: temporary.write_bytes(data))

@@ -7,6 +7,7 @@ A folder without SHA256SUMS is of a save that was cut short: it counts as unsave
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -172,10 +173,9 @@ def as_metric(value: Any) -> float | None:
     """
     if value is None:
         return None
-    number = metrics.plain(value, "metric")
-    if isinstance(number, bool | str) or not isinstance(number, int | float):
-        # NaN and the infinities come back as strings: they are no candidates.
-        if number in ("NaN", "Infinity", "-Infinity"):
-            return None
-        raise metrics.MetricsError(f"metric: expected one number, got {value!r}")
-    return float(number)
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        message = f"metric: expected one number, got {value!r}"
+        raise metrics.MetricsError(message) from error
+    return number if math.isfinite(number) else None

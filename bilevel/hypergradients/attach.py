@@ -41,8 +41,7 @@ def by_pullback(
 
     def forward_pass(inner0: Tree, theta: Theta, active: Active) -> Any:
         del theta
-        with jax.named_scope("inner_solve"):  # the names of a profile
-            return rule.forward(problem, inner0, active)
+        return rule.forward(problem, inner0, active)
 
     @jax.custom_vjp
     def solution(inner0: Tree, theta: Theta) -> tuple[Tree, InnerInfo]:

@@ -55,6 +55,7 @@ _PROBE_WITHIN = 100.0
 _NUM_PROBES = 4
 
 
+@jax.named_scope("certificate")  # the names of a profile
 def certify(
     problem: InnerProblem,
     inner: Tree,

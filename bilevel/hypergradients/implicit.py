@@ -123,10 +123,9 @@ def implicit(
             residual = optimality(problem, active)
             pulled = mixed_vjp(residual, inner, active.values, adjoint)
             result = Pullback(trees.scale(-1.0, pulled), adjoint, _info(info))
-            with jax.named_scope("certificate"):
-                report = certificate.certify(
-                    problem, inner, active, Outer(cotangent), result, trust.rtol
-                )
+            report = certificate.certify(
+                problem, inner, active, Outer(cotangent), result, trust.rtol
+            )
             return certificate.enforce(adjoint, report, trust, "implicit")
 
         def tangent_solve(

@@ -154,6 +154,7 @@ def check_rematerialize(name: str, rematerialize: str) -> None:
         )
 
 
+@jax.named_scope("inner_solve")  # the names of a profile
 def run_steps(
     problem: InnerProblem,
     inner0: Tree,

@@ -6,6 +6,7 @@ import lzma
 
 import pytest
 
+from bilevel.datasets import files
 from bilevel.datasets.files import find, read_bytes
 
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
@@ -158,3 +159,19 @@ def test_empty_file_says_so(tmp_path):
 def test_missing_file_stays_a_file_not_found_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.bz2"):
         read_bytes(tmp_path / "absent.bz2")
+
+
+def test_replace_leaves_the_old_file_where_writing_fails(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def make(temporary):
+        temporary.write_text("half")
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        files.replace(path, make)
+    assert path.read_text() == "old"
+    files.replace_text(path, "new")
+    assert path.read_text() == "new"
+    assert [one.name for one in path.parent.iterdir()] == [path.name]

@@ -103,6 +103,18 @@ def restored(folder, template):
         return checkpoints.restore(template)
 
 
+def in_python(code, folder, *options, **variables):
+    """Runs a program in a process of its own, with the folder as its argument."""
+    return subprocess.run(
+        [sys.executable, *options, "-c", code, str(folder)],
+        cwd=REPOSITORY,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def reopened(folder):
     with open_checkpoints(folder) as checkpoints:
         return checkpoints
@@ -365,13 +377,7 @@ try:
 except CheckpointError as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = in_python(code, folder)
     assert f"cannot save to {folder} (" in done.stdout, done.stderr
     assert "; step 1 is saved. Mend that and run the same command" in done.stdout
     assert restored(folder, {"x": jnp.zeros(2, jnp.float32)})[1] == 1
@@ -403,13 +409,7 @@ with open_checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
 assert "orbax" in sys.modules
 assert (list(logging.getLogger().handlers), logging.getLogger().level) == before
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = in_python(code, folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -444,12 +444,6 @@ with open_checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
     found, _ = checkpoints.restore(abstract)
     assert found["w"].sharding == tiles
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", code, str(folder)],
-        cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    devices = "--xla_force_host_platform_device_count=4"
+    done = in_python(code, folder, "-W", "error::UserWarning", XLA_FLAGS=devices)
     assert done.returncode == 0, done.stderr

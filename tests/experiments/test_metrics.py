@@ -5,7 +5,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -208,27 +207,3 @@ def test_keep_knows_lines_without_time(path):
     assert metrics.keep(path, 1) == 2.5
     path.write_text('{"step": 1}\n')
     assert metrics.keep(path, 1) == 0.0
-
-
-def test_replace_leaves_the_old_file_where_writing_fails(path):
-    path.write_text("old")
-
-    def make(temporary):
-        temporary.write_text("half")
-        raise OSError("no space")
-
-    with pytest.raises(OSError, match="no space"):
-        metrics.write(path, make)
-    assert path.read_text() == "old"
-    metrics.replace(path, "new")
-    assert path.read_text() == "new"
-    assert [one.name for one in path.parent.iterdir()] == [path.name]
-
-
-def test_cost(path):
-    """A line is one small write: a thousand of them are no burden."""
-    start = time.monotonic()
-    for step in range(1000):
-        metrics.append(path, step, 0.0, {"loss": 0.5})
-    assert time.monotonic() - start < 5
-    assert len(metrics.read(path)) == 1000

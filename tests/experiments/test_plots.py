@@ -33,3 +33,10 @@ def test_nothing_to_draw(tmp_path):
     assert not (tmp_path / "a.png").exists()
     assert plots.draw({"a": ROWS}, tmp_path / "deep" / "a.svg", ["loss"])
     assert (tmp_path / "deep" / "a.svg").read_text().startswith("<?xml")
+
+
+def test_a_method_that_starts_anew_is_no_way_back():
+    rows = [{"step": s, "loss": 1.0 + s} for s in (0, 1, 2, 0, 1)]
+    (panel,) = plots.make({"a": rows}, ["loss"]).axes
+    (line,) = panel.get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, math.nan, 0, 1])

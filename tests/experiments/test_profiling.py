@@ -68,8 +68,14 @@ def test_scopes_are_in_the_compiled_program():
         on_untrustworthy="ignore",
     )
     start = jnp.ones(3)
+    unrolled = bilevel.value_and_hypergradient(
+        problem,
+        inner_solvers.gradient_descent(0.1, max_steps=9),
+        hypergradients.unrolled(),
+    )
     for function in (
         lambda x: evaluate(start, x, bilevel.Batches()).gradient,
+        lambda x: unrolled(start, x, bilevel.Batches()).gradient,
         jax.grad(lambda x: jnp.sum(solve(start, x, None)[0] ** 2)),
     ):
         text = jax.jit(function).lower(start).compile().as_text()

@@ -1,6 +1,5 @@
 """The folder of a run: what is written, what is kept on resume, what is refused."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -14,22 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.experiments import digests, metrics, step_folder
+from bilevel.experiments import config, digests, metrics, step_folder
 from bilevel.experiments.checkpoint import CheckpointError
 from bilevel.experiments.folders import FolderError, claim, is_finished
 from bilevel.experiments.run_folder import StoppedAfter, open_run
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    rate: float = 0.1
-    widths: tuple[int, ...] = (2, 3)
+CONFIG = config.of(rate=0.1)
 
 
 @pytest.fixture
 def folder(tmp_path):
     directory = tmp_path / "a"
-    assert claim(directory, Config()) == "new"
+    claim(directory, CONFIG)
     return directory
 
 

@@ -129,7 +129,7 @@ def test_without_packaging_any_listed_version_will_do(lock, without_packaging):
         ("-e .", "-e ."),
         ("numpy==2 and more", "numpy==2 and more"),
         ("--index-url https://example.org", "--index-url https://example.org"),
-        ("numpy @ file:///tmp/numpy", "numpy @ file:///tmp/numpy"),
+        ("numpy @ file:numpy", "numpy @ file:numpy"),
     ],
 )
 def test_what_is_no_pin(lock, line, shown):
