@@ -164,7 +164,8 @@ def learn_weights(
             losses = {"penalty": penalty, "outer loss": value}
             held_out = {"held-out loss": now.held_out_loss} if is_trial else {}
             show(step, last_step, losses | held_out)
-            run.log(step, stage=number, outer_loss=value, **now._asdict())
+            name = report.stage_name(cfg, number)
+            run.log(step, stage=name, outer_loss=value, **now._asdict())
             run.save(step, state, force=step == last_step)
 
         return bilevel.run(
@@ -213,11 +214,10 @@ def main(cfg: Config, run: Run) -> None:
     add("oracle: correct labels only", task.weights(~is_wrong, 1))
 
     print(report.table(rows))
-    report.weights(logits, is_wrong, run.path("weights.png"))
-    report.curves(cfg, run.metrics(), run.path("curves.png"))
-    report.suspects(task, logits, run.path("suspects.png"))
+    report.weights(logits, is_wrong, run.path("figures/weights.png"))
+    report.suspects(task, logits, run.path("figures/suspects.png"))
     seconds = time.monotonic() - began
-    print(f"{seconds:.0f} s; figures in {run.directory}")
+    print(f"{seconds:.0f} s; figures in {run.directory / 'figures'}")
     run.finish({"seconds": seconds, "rows": report.as_dict(rows)})
 
 

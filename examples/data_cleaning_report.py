@@ -9,7 +9,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from examples.data_cleaning_task import Config, Task
 
@@ -96,47 +95,17 @@ def weights(logits: np.ndarray, is_wrong: np.ndarray, path: Path) -> None:
     _save(figure, path)
 
 
+def stage_name(cfg: Config, number: int) -> str:
+    """What the lines of the metrics call a stage: the trials, then the last one."""
+    penalties = cfg.cleaning.penalties
+    return f"trial, L2 {penalties[number]:g}" if number < len(penalties) else "final"
+
+
 def best_trial(cfg: Config, lines: Sequence[Mapping[str, Any]]) -> int:
     """The trial whose held-out loss is the least at its end."""
+    ends = {line["stage"]: line["held_out_loss"] for line in lines}
     trials = range(len(cfg.cleaning.penalties))
-    ends = [column(lines, trial, "held_out_loss")[-1] for trial in trials]
-    return int(np.argmin(ends))
-
-
-def column(lines: Sequence[Mapping[str, Any]], stage: int, name: str) -> list[float]:
-    """One metric of one stage (the trials, then the last one), over its looks."""
-    return [line[name] for line in lines if line["stage"] == stage]
-
-
-def curves(cfg: Config, lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Losses over the outer steps; test accuracy and F1, which choose nothing."""
-    clean = cfg.cleaning
-    last, best = len(clean.penalties), best_trial(cfg, lines)
-    steps = np.array(column(lines, last, "step")) - last * clean.num_steps
-    figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained")
-    styles = [
-        (axes[0], "outer_loss", "outer objective\n(cross-validation loss)"),
-        (axes[2], "test_accuracy", "test accuracy\n(only reported)"),
-        (axes[3], "f1", "F1 of labels called wrong\n(only reported)"),
-    ]
-    for axis, name, title in styles:
-        axis.plot(steps, column(lines, last, name), ".-", color=WRONG)
-        axis.set_title(title, fontsize=10)
-    for number, penalty in enumerate(clean.penalties):
-        is_best = number == best
-        axes[1].plot(
-            steps,
-            column(lines, number, "held_out_loss"),
-            [".-", ".--", ".:", ".-."][number % 4],
-            color=CLEAN if is_best else GREY,
-            label=f"L2 {penalty:g}{' (chosen)' if is_best else ''}",
-        )
-    axes[1].set_title("trials: held-out\nvalidation loss", fontsize=10)
-    axes[1].legend(frameon=False, fontsize="small")
-    for axis in axes:
-        axis.set_xlabel("outer steps")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _save(figure, path)
+    return min(trials, key=lambda trial: ends[stage_name(cfg, trial)])
 
 
 def suspects(task: Task, logits: np.ndarray, path: Path) -> None:

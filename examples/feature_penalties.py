@@ -127,23 +127,21 @@ def load(config: Config, run: Run) -> tuple[bilevel.Batches, datasets.Examples]:
 
 
 def draw(methods: dict[str, Visits], path: str) -> None:
-    """Validation loss against time, and the penalties."""
+    """The penalties; the curves of the losses are drawn by `launch`."""
     from matplotlib.figure import Figure
 
-    figure = Figure((9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    axes = (figure := Figure(layout="constrained")).subplots()
     for name, found in methods.items():
-        left.semilogy(found.seconds, found.losses, "o-", label=name)
-        right.plot(np.arange(len(found.penalties)) + 1, found.penalties, "o")
-    left.set(xlabel="seconds, without compilation", ylabel="validation loss")
-    left.legend()
-    right.set(xlabel="feature", ylabel="log penalty at the least validation loss")
+        axes.plot(np.arange(len(found.penalties)) + 1, found.penalties, "o", label=name)
+    axes.set(xlabel="feature", ylabel="log penalty at the least validation loss")
+    axes.legend()
     figure.savefig(path, dpi=150)
 
 
 def main(config: Config, run: Run) -> None:
     """Runs both methods, prints the table, draws the figure."""
     batches, test = load(config, run)
+    run.record_data(**batches._asdict(), test=test, split_seed=config.seed)
     dim = test.inputs.shape[1]
     methods = {
         f"one per feature, {config.hypergradient}": learn(config, dim, batches),
@@ -156,8 +154,8 @@ def main(config: Config, run: Run) -> None:
         for step, value in enumerate(found.losses):
             run.log(step, method=name, loss=value, seconds=found.seconds[step])
         right = (test.inputs @ found.weights > 0) == (test.labels > 0)
-        row = (min(found.losses), float(jnp.mean(right)), found.seconds[-1])
-        row = (*row, found.compile_seconds)
+        times = (found.seconds[-1], found.compile_seconds)
+        row = (min(found.losses), float(jnp.mean(right)), *times)
         print(f"{name:26}" + "".join(f"{value:17.5f}" for value in row))
         summary[name] = dict(zip(columns, row, strict=True))
     draw(methods, str(run.path("figures/penalties.png")))

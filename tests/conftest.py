@@ -11,6 +11,11 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Most of a test's time is compilation. CI tests once as here, and on its other versions
+# of Python as users compile: JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
+
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: the
 # tests that send one would wait in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -93,9 +93,14 @@ def replace(path: StrPath, make: Callable[[Path], object]) -> None:
         raise
 
 
+def replace_bytes(path: StrPath, content: bytes) -> None:
+    """Writes a file in one step, as `replace` does."""
+    replace(path, lambda file: file.write_bytes(content))
+
+
 def replace_text(path: StrPath, text: str) -> None:
     """Writes a text file in one step, as `replace` does."""
-    replace(path, lambda file: file.write_text(text))
+    replace_bytes(path, text.encode())
 
 
 class _Decompressor(Protocol):

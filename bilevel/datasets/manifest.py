@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bilevel.datasets.files import StrPath, replace
+from bilevel.datasets.files import StrPath, replace_bytes
 from bilevel.datasets.known import SHA256
 
 NAME = "SHA256SUMS"
@@ -84,8 +84,7 @@ def write(folder: StrPath, names: Iterable[str] | None = None) -> dict[str, str]
     chosen = sorted(_files(folder) if names is None else names)
     digests = {name: file_sha256(folder / name) for name in chosen}
     body = os.fsencode("".join(_line(*one) for one in digests.items()))
-    content = _head(body) + b"\n" + body
-    replace(folder / NAME, lambda file: file.write_bytes(content))
+    replace_bytes(folder / NAME, _head(body) + b"\n" + body)
     return digests
 
 

@@ -6,6 +6,8 @@
     launch       the start of a program
     folders      who may use a folder
     run_folder   the folder of a run
+    journal      its lines, metrics and digests
+    rescue       a folder deleted while its run goes on
     starts       what is recorded of every start: environment, versions, source
     fingerprint  whether numbers are still the same numbers
     checkpoint   the state on disk; the only file that imports Orbax

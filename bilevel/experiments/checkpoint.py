@@ -69,11 +69,14 @@ class Checkpoints(NamedTuple):
         `cast` a leaf of another dtype is converted to that of the template.
       wait: `wait()` returns when what was saved is on the disk, and raises what went
         wrong on the way.
+      abandon: `abandon()` ends what is under way, whatever became of it: the folder is
+        gone. Nothing can be saved afterwards.
     """
 
     save: Save
     restore: Restore
     wait: Callable[[], None]
+    abandon: Callable[[], None]
 
 
 @contextlib.contextmanager
@@ -152,17 +155,26 @@ def open_checkpoints(
             ), step
         return restore.restore_latest(opened().load, directory, found, template, cast)
 
+    @_unchanged_logging()
+    def close() -> None:
+        with _disk_errors(directory):
+            try:
+                wait()
+            finally:
+                if opened.cache_info().currsize:
+                    opened().close()
+                    opened.cache_clear()
+
+    def abandon() -> None:
+        with contextlib.suppress(CheckpointError):
+            close()
+
     # The thread waits for Orbax and seals the step.
     with ThreadPoolExecutor(1, "bilevel-checkpoint") as executor:
         try:
-            yield Checkpoints(save, restore_step, wait)
+            yield Checkpoints(save, restore_step, wait, abandon)
         finally:
-            with _unchanged_logging(), _disk_errors(directory):
-                try:
-                    wait()
-                finally:
-                    if opened.cache_info().currsize:
-                        opened().close()
+            close()
 
 
 def load(directory: Path, template: Tree = None, step: int | None = None) -> Tree:

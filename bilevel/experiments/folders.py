@@ -11,7 +11,7 @@ import datetime
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +21,7 @@ from bilevel.experiments import config
 Status: TypeAlias = Literal["new", "unfinished", "finished"]
 
 CONFIG, SOURCE, SUMMARY = "config.json", "config.py.txt", "summary.json"
-_IGNORE, _LOCK = ".gitignore", ".lock"
+_IGNORE, LOCK = ".gitignore", ".lock"
 _FORMAT = 1
 
 
@@ -119,19 +119,22 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[Callable[[], bool]]:
     """Holds a folder; a killed process lets go of it.
+
+    Yields:
+      A function that says whether the folder is still there, and the same one.
 
     Raises:
       FolderError: another process holds it, or it cannot be written to.
     """
     if importlib.util.find_spec("fcntl") is None:  # Windows
-        yield
+        yield directory.is_dir
         return
     import fcntl
 
     with folder_errors(directory):
-        file = (directory / _LOCK).open("a+")
+        file = (directory / LOCK).open("a+")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +148,15 @@ def locked(directory: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        yield lambda: _is_file(directory / LOCK, file.fileno())
+
+
+def _is_file(path: Path, descriptor: int) -> bool:
+    """Says whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

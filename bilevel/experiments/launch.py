@@ -34,6 +34,7 @@ from bilevel.experiments import (
     determinism,
     environment,
     folders,
+    journal,
     logs,
     metrics,
     plots,
@@ -150,7 +151,7 @@ def _start(
         try:
             _run(main, cfg, directory, options, argv, was_interrupted)
             is_interrupted = was_interrupted()
-        except run_folder.StoppedAfter as stop:
+        except journal.StoppedAfter as stop:
             say(str(stop))
             return 0
         except KeyboardInterrupt:
@@ -248,7 +249,8 @@ def _draw(directory: Path) -> None:
         return
     try:
         rows = load_run(directory).metrics
-        plots.draw({directory.name: rows}, directory / "figures" / "metrics.png")
+        lines = plots.by_text(rows, directory.name)
+        plots.draw(lines, directory / "figures" / "metrics.png")
     except Exception as error:
         _say(f"no figure of the metrics: {error}", directory)
 

@@ -5,7 +5,14 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from bilevel.experiments import checkpoint, folders, metrics, run_folder, step_folder
+from bilevel.experiments import (
+    checkpoint,
+    folders,
+    journal,
+    metrics,
+    run_folder,
+    step_folder,
+)
 from bilevel.experiments import starts as starts_of
 
 Tree: TypeAlias = Any
@@ -53,7 +60,7 @@ class LoadedRun(NamedTuple):
         Raises:
           CheckpointError: there is none, it is damaged, or it does not fit.
         """
-        return checkpoint.load(self.directory / run_folder.CHECKPOINTS, template, step)
+        return checkpoint.load(self.directory / journal.CHECKPOINTS, template, step)
 
 
 def load_run(path: str | os.PathLike[str]) -> LoadedRun:
@@ -77,11 +84,11 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
       ```
     """
     directory = Path(path).absolute()
-    checkpoints = directory / run_folder.CHECKPOINTS
+    checkpoints = directory / journal.CHECKPOINTS
     return LoadedRun(
         directory=directory,
         config=folders.read_config(directory),
-        metrics=metrics.read(directory / run_folder.METRICS),
+        metrics=metrics.read(directory / journal.METRICS),
         summary=_json(directory / folders.SUMMARY),
         data=_json(directory / run_folder.DATA) or {},
         starts=starts_of.read_all(directory),

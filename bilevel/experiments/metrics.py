@@ -20,26 +20,32 @@ class MetricsError(ValueError):
     """A metrics file is broken, or a metric has no place in it."""
 
 
-def append(path: Path, step: int, seconds: float, values: Mapping[str, Any]) -> None:
-    """Writes one line; when this returns, a kill loses nothing.
+def append(path: Path, text: str) -> None:
+    """Writes a line (see `line`); when this returns, a kill loses nothing.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with path.open("a") as file:
+        file.write(text)
+
+
+def line(step: int, seconds: float, values: Mapping[str, Any]) -> str:
+    """Returns the line of a step.
 
     Args:
-      path: the file.
       step: the step.
       seconds: the training time.
       values: the metrics; see `Run.log` for what can be one.
 
     Raises:
-      MetricsError: a metric has no JSON or a reserved name; nothing is written then.
-      OSError: the file cannot be written.
+      MetricsError: a metric has no JSON or a reserved name.
     """
     taken = [name for name in RESERVED if name in values]
     if taken:
         raise MetricsError(f"a metric cannot be named {taken[0]!r}: every line has one")
     head = {"step": int(step), "time": round(seconds, 3)}
-    line = json.dumps({**head, **plain(values, "metrics")})
-    with path.open("a") as file:
-        file.write(f"{line}\n")
+    return json.dumps({**head, **plain(values, "metrics")}) + "\n"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -51,7 +57,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
       MetricsError: a line before the last one is broken.
     """
-    return [_number(json.loads(line)) for line in _lines(path)]
+    return [_number(json.loads(text)) for text in _lines(path)]
 
 
 def keep(path: Path, last_step: int | None) -> float:
@@ -70,10 +76,10 @@ def keep(path: Path, last_step: int | None) -> float:
     if not path.exists():
         return 0.0
     kept, seconds = [], 0.0
-    for line in _lines(path):
-        content = json.loads(line)
+    for text in _lines(path):
+        content = json.loads(text)
         if last_step is not None and content["step"] <= last_step:
-            kept.append(f"{line}\n")
+            kept.append(f"{text}\n")
             seconds = float(content.get("time", 0.0))
     replace_text(path, "".join(kept))
     return seconds

@@ -29,6 +29,28 @@ def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(names)
 
 
+def by_text(
+    rows: Sequence[Mapping[str, Any]], label: str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Sorts rows by the texts in them, such as `method="filter"`: a line for each.
+
+    Args:
+      rows: as `load_run(...).metrics`.
+      label: of rows without a text, and of all of them if there are too many texts for
+        a figure.
+
+    Example:
+      >>> rows = [{"step": 1, "method": "a"}, {"step": 1, "method": "b"}]
+      >>> list(by_text(rows, "run"))
+      ['a', 'b']
+    """
+    sorted_rows: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        texts = [value for value in row.values() if isinstance(value, str)]
+        sorted_rows.setdefault(", ".join(texts) or label, []).append(row)
+    return sorted_rows if len(sorted_rows) <= _LINES else {label: list(rows)}
+
+
 def draw(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     path: Path,

@@ -16,8 +16,8 @@ are replaced in one step, and a broken last line of the metrics is dropped.
 """
 
 import contextlib
+import functools
 import json
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -25,13 +25,22 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import jax
 
 from bilevel.datasets import files, manifest
-from bilevel.experiments import checkpoint, digests, folders, metrics, step_folder
+from bilevel.experiments import (
+    checkpoint,
+    digests,
+    folders,
+    journal,
+    logs,
+    metrics,
+    rescue,
+    step_folder,
+)
 from bilevel.experiments.folders import FolderError
+from bilevel.experiments.journal import CHECKPOINTS, DIGESTS, METRICS
 
 Tree: TypeAlias = Any
 
-METRICS, DIGESTS, DATA = "metrics.jsonl", "digests.jsonl", "data.json"
-CHECKPOINTS = "ckpt"
+DATA = "data.json"
 
 
 class Log(Protocol):
@@ -108,10 +117,6 @@ class Run(NamedTuple):
     path: Callable[[str], Path]
 
 
-class StoppedAfter(KeyboardInterrupt):
-    """The run went as far as `stop_after`; it can be resumed."""
-
-
 @contextlib.contextmanager
 def open_run(
     directory: str | Path,
@@ -138,7 +143,8 @@ def open_run(
       `Run`. Its functions raise `RuntimeError` if a folder with a checkpoint is written
       to before `restore` was called, `MetricsError` on a metric or summary that is no
       JSON, `CheckpointError` as `open_checkpoints` says, and `FolderError` when the
-      disk refuses, or the folder is gone.
+      disk refuses, or the folder was deleted: then `save` has put it back with the
+      state that it was given, so that no training is lost.
 
     Raises:
       FolderError: another process writes to the folder.
@@ -153,28 +159,28 @@ def open_run(
     """
     directory = Path(directory).absolute()
     folder = directory / CHECKPOINTS
-    journal = _journal(directory, stop_after)
 
     def log(step: int, **values: Any) -> None:
-        journal.require(int(step))
-        journal.append(METRICS, int(step), values)
+        lines.require(int(step))
+        lines.append(METRICS, int(step), values)
 
     def save(
         step: int, state: Tree, *, force: bool = False, metric: Any = None
     ) -> bool:
         step = int(step)
-        journal.require(step)
-        if save_steps is not None and step not in save_steps:
+        lines.require(step)
+        if save_steps is not None and step not in save_steps and is_held():
             return False
         is_forced = force or save_steps is not None
-        digest = checkpoints.save(step, state, force=is_forced, metric=metric)
+        with put_back_if_deleted(checkpoints, step, state):
+            digest = checkpoints.save(step, state, force=is_forced, metric=metric)
         if digest:
-            journal.append(DIGESTS, step, {"sha256": digest})
+            lines.append(DIGESTS, step, {"sha256": digest})
         return bool(digest)
 
     def restore(template: Tree, *, cast: bool = False) -> tuple[Tree, int] | None:
         restored = checkpoints.restore(template, cast=cast)
-        journal.begin(None if restored is None else restored[1])
+        lines.begin(None if restored is None else restored[1])
         if restored is None and not _is_abstract(template):
             save(0, template, force=True)
         return restored
@@ -185,22 +191,33 @@ def open_run(
     def record_data(*, split_seed: int | None = None, **arrays: Tree) -> None:
         with folders.folder_errors(directory):
             _record_data(directory / DATA, arrays, split_seed)
+            memory.take()
 
     def finish(summary: Mapping[str, Any]) -> None:
         result = metrics.plain(summary, "summary")
         checkpoints.wait()
-        content = {"status": "finished", "result": result}
-        content |= {"time": round(journal.seconds(), 3), **_last_state(folder)}
-        with folders.folder_errors(directory):
-            text = json.dumps(content, indent=2) + "\n"
-            files.replace_text(directory / folders.SUMMARY, text)
+        target = directory if is_held() else memory.put_back()
+        _write_summary(target, result, lines.seconds())
+        if not is_held():
+            raise FolderError(
+                f"{_deleted(directory, target)} with metrics and summary; the states"
+                " are lost"
+            )
 
     def path(name: str) -> Path:
         with folders.folder_errors(directory):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
         return directory / name
 
-    with folders.locked(directory):
+    growing = (METRICS, DIGESTS, logs.NAME)
+    with (
+        folders.locked(directory) as is_held,
+        rescue.remembered(directory, growing) as memory,
+    ):
+        lines = journal.start(directory, memory, is_held, stop_after)
+        put_back_if_deleted = functools.partial(
+            _put_back_if_deleted, directory, is_held, memory, lines.seconds
+        )
         if restore_step is not None:
             _go_back(folder, restore_step)
         with checkpoint.open_checkpoints(
@@ -217,58 +234,6 @@ def open_run(
                 finish=finish,
                 path=path,
             )
-
-
-class _Journal(NamedTuple):
-    """The lines of a run, and when they may be written.
-
-    Attributes:
-      begin: `begin(restored step)` drops the lines after it.
-      require: `require(step)` raises what speaks against writing a step.
-      append: `append(name of the file, step, values)`.
-      seconds: the training time so far.
-    """
-
-    begin: Callable[[int | None], None]
-    require: Callable[[int], None]
-    append: Callable[[str, int, Mapping[str, Any]], None]
-    seconds: Callable[[], float]
-
-
-def _journal(directory: Path, stop_after: int | None) -> _Journal:
-    folder = directory / CHECKPOINTS
-    is_begun, offset, start = False, 0.0, time.monotonic()
-
-    def begin(step: int | None) -> None:
-        nonlocal is_begun, offset
-        with folders.folder_errors(directory):
-            offset = metrics.keep(directory / METRICS, step)
-            metrics.keep(directory / DIGESTS, step)
-        is_begun = True
-
-    def require(step: int) -> None:
-        if not directory.is_dir():
-            raise FolderError(f"{directory} is gone; step {step} is lost with it")
-        if stop_after is not None and step > stop_after:
-            raise StoppedAfter(f"stopped after step {stop_after}")
-        if is_begun:
-            return
-        latest = step_folder.latest_step(folder)
-        if latest is not None:
-            raise RuntimeError(
-                f"{folder} holds step {latest}: call run.restore(template) before"
-                " run.log and run.save"
-            )
-        begin(None)
-
-    def append(name: str, step: int, values: Mapping[str, Any]) -> None:
-        with folders.folder_errors(directory):
-            metrics.append(directory / name, step, seconds(), values)
-
-    def seconds() -> float:
-        return offset + time.monotonic() - start
-
-    return _Journal(begin, require, append, seconds)
 
 
 def _go_back(folder: Path, step: int) -> None:
@@ -323,6 +288,60 @@ def _last_state(folder: Path) -> dict[str, Any]:
         "state_sha256": digests.digest_of(sealed.records),
         "best_step": step_folder.best_step(folder),
     }
+
+
+def _write_summary(directory: Path, result: Any, seconds: float) -> None:
+    content = {"status": "finished", "result": result, "time": round(seconds, 3)}
+    content |= _last_state(directory / CHECKPOINTS)
+    with folders.folder_errors(directory):
+        text = json.dumps(content, indent=2) + "\n"
+        files.replace_text(directory / folders.SUMMARY, text)
+
+
+@contextlib.contextmanager
+def _put_back_if_deleted(
+    directory: Path,
+    is_held: Callable[[], bool],
+    memory: rescue.Memory,
+    seconds: Callable[[], float],
+    checkpoints: checkpoint.Checkpoints,
+    step: int,
+    state: Tree,
+) -> Iterator[None]:
+    """Saves a state; if the folder was deleted, puts it back with this state.
+
+    Raises:
+      FolderError: it was deleted.
+    """
+    if is_held():
+        try:
+            yield
+        except checkpoint.CheckpointError:
+            if is_held():
+                raise
+        else:
+            return
+    checkpoints.abandon()
+    target = memory.put_back()
+    step_folder.remove_unsaved(target / CHECKPOINTS, mark=None)  # half deleted
+    with (
+        folders.locked(target),
+        checkpoint.open_checkpoints(target / CHECKPOINTS) as fresh,
+    ):
+        digest = fresh.save(step, state, force=True)
+        line = metrics.line(step, seconds(), {"sha256": digest})
+        metrics.append(target / DIGESTS, line)
+    raise FolderError(
+        f"{_deleted(directory, target)} with the state of step {step}; earlier states"
+        f" are lost. The same command with --workdir={target} goes on"
+    )
+
+
+def _deleted(directory: Path, target: Path) -> str:
+    return (
+        f"{directory} was deleted while the run was writing to it; what was in memory"
+        f" is in {target} again,"
+    )
 
 
 def _is_abstract(template: Tree) -> bool:

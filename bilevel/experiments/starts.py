@@ -143,5 +143,4 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 def _write_diff(path: Path, diff: str) -> None:
     # A patch holds the bytes of the files, whatever their encoding.
-    data = diff.encode(errors="surrogateescape")
-    files.replace(path, lambda temporary: temporary.write_bytes(data))
+    files.replace_bytes(path, diff.encode(errors="surrogateescape"))

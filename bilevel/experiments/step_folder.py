@@ -114,12 +114,13 @@ def _metric(folder: Path) -> float | None:
         return None
 
 
-def remove_unsaved(directory: Path, mark: str) -> list[Path]:
+def remove_unsaved(directory: Path, mark: str | None) -> list[Path]:
     """Removes the folders of saves that were cut short after Orbax was done.
 
     Args:
       directory: of the checkpoints.
-      mark: a text in Orbax's metadata of every step that may be removed.
+      mark: a text in Orbax's metadata of every step that may be removed; None: all of
+        them may be.
 
     Returns:
       Folders without a list of checksums that lack the mark: they stay.
@@ -129,7 +130,9 @@ def remove_unsaved(directory: Path, mark: str) -> list[Path]:
         if not _is_step(one) or (one / manifest.NAME).exists():
             continue
         record = one / "_CHECKPOINT_METADATA"
-        if record.is_file() and mark in record.read_text(errors="replace"):
+        if mark is None or (
+            record.is_file() and mark in record.read_text(errors="replace")
+        ):
             shutil.rmtree(one)
         else:
             foreign.append(one)

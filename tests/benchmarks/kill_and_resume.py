@@ -30,6 +30,7 @@ def command(folder: Path) -> list[str]:
         f"--config={ROOT / 'configs' / 'data_cleaning_mnist.py'}",
         "--cfg.num_validation=500",
         "--deterministic",
+        "--save_every=1",  # a save after every chunk, more often than by default
         f"--workdir={folder}",
     ]
 

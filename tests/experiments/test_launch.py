@@ -242,7 +242,12 @@ def test_orbax_is_heard_in_the_log_only(start, folder):
     assert stream.getvalue() == "afterwards\n"
 
 
-def test_warnings_and_log_messages_are_kept(start, folder):
+def test_warnings_and_log_messages_are_kept(start, folder, monkeypatch):
+    shown = []
+
+    def show(message, *others):
+        shown.append(str(message))
+
     def main(config, run):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
@@ -250,8 +255,9 @@ def test_warnings_and_log_messages_are_kept(start, folder):
         logging.getLogger("somebody").warning("disk is slow")
         run.finish({})
 
-    show = warnings.showwarning
+    monkeypatch.setattr(warnings, "showwarning", show)
     assert start(main, "--workdir=a")[0] == 0
+    assert shown == ["penalty is large"]
     log = (folder / "a" / "log.txt").read_text()
     assert "UserWarning: penalty is large" in log
     assert "WARNING somebody: disk is slow" in log

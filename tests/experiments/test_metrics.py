@@ -23,12 +23,14 @@ def path(tmp_path):
 
 def write_steps(path, steps=(1, 2, 3)):
     for step in steps:
-        metrics.append(path, step, step / 4, {"loss": 0.5 * step})
+        metrics.append(path, metrics.line(step, step / 4, {"loss": 0.5 * step}))
 
 
 def test_append(path):
-    metrics.append(path, np.int64(1), 0.12345, {"loss": jnp.float32(0.5), "n": 3})
-    metrics.append(path, 2, 1, {})
+    metrics.append(
+        path, metrics.line(np.int64(1), 0.12345, {"loss": jnp.float32(0.5), "n": 3})
+    )
+    metrics.append(path, metrics.line(2, 1, {}))
     assert path.read_text() == (
         '{"step": 1, "time": 0.123, "loss": 0.5, "n": 3}\n{"step": 2, "time": 1}\n'
     )
@@ -40,9 +42,10 @@ def test_append(path):
 
 KILLED = """
 import os, pathlib, runpy, signal, sys
-append = runpy.run_path(sys.argv[1])["append"]
+metrics = runpy.run_path(sys.argv[1])
 for step in (1, 2, 3):
-    append(pathlib.Path(sys.argv[2]), step, 0.0, {"loss": 0.5})
+    line = metrics["line"](step, 0.0, {"loss": 0.5})
+    metrics["append"](pathlib.Path(sys.argv[2]), line)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -57,7 +60,7 @@ def test_a_kill_after_append_loses_nothing(path):
 @pytest.mark.parametrize("name", metrics.RESERVED)
 def test_reserved_names(path, name):
     with pytest.raises(MetricsError, match=f"cannot be named '{name}'"):
-        metrics.append(path, 1, 0.0, {"loss": 1.0, name: 2})
+        metrics.append(path, metrics.line(1, 0.0, {"loss": 1.0, name: 2}))
     assert not path.exists()
 
 
@@ -65,7 +68,7 @@ def test_what_json_lacks_is_refused_whole(path):
     write_steps(path, [1])
     before = path.read_bytes()
     with pytest.raises(MetricsError, match=r"^metrics\.b\.c\[1\] is a set, which JSON"):
-        metrics.append(path, 2, 0.0, {"a": 1.0, "b": {"c": [1, {2}]}})
+        metrics.append(path, metrics.line(2, 0.0, {"a": 1.0, "b": {"c": [1, {2}]}}))
     assert path.read_bytes() == before
 
 
@@ -128,7 +131,7 @@ def test_special_values_come_back(path):
         "text": "a line\nwith \u2028 and é",
         "number": "3",
     }
-    metrics.append(path, 1, 0.0, values)
+    metrics.append(path, metrics.line(1, 0.0, values))
     assert len(path.read_bytes().splitlines()) == 1
     (line,) = metrics.read(path)
     for name in ("up", "down", "minus_zero", "tiny", "third", "text", "number"):

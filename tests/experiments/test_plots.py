@@ -35,6 +35,18 @@ def test_nothing_to_draw(tmp_path):
     assert (tmp_path / "deep" / "a.svg").read_text().startswith("<?xml")
 
 
+def test_lines_by_text():
+    rows = [{"step": s, "method": m, "loss": s} for m in "ab" for s in range(3)]
+    found = plots.by_text([*rows, {"step": 4, "loss": 1.0}], "run")
+    assert {name: len(lines) for name, lines in found.items()} == {
+        "a": 3,
+        "b": 3,
+        "run": 1,
+    }
+    many = [{"step": s, "time of day": str(s)} for s in range(11)]
+    assert plots.by_text(many, "run") == {"run": many}
+
+
 def test_a_method_that_starts_anew_is_no_way_back():
     rows = [{"step": s, "loss": 1.0 + s} for s in (0, 1, 2, 0, 1)]
     (panel,) = plots.make({"a": rows}, ["loss"]).axes

@@ -16,7 +16,8 @@ import pytest
 from bilevel.experiments import config, digests, metrics, step_folder
 from bilevel.experiments.checkpoint import CheckpointError
 from bilevel.experiments.folders import FolderError, claim, is_finished
-from bilevel.experiments.run_folder import StoppedAfter, open_run
+from bilevel.experiments.journal import StoppedAfter
+from bilevel.experiments.run_folder import open_run
 
 CONFIG = config.of(rate=0.1)
 
@@ -62,7 +63,7 @@ def test_log_refuses_what_json_lacks(folder):
         pytest.raises(ValueError, match=r"metrics\.data\.x is a object, which JSON"),
     ):
         run.log(1, data={"x": object()})
-    assert not (folder / "metrics.jsonl").exists()
+    assert metrics.read(folder / "metrics.jsonl") == []
 
 
 def test_finish(folder):
@@ -269,19 +270,93 @@ def test_time_goes_on_where_it_was(folder):
     assert metrics.read(path)[1]["time"] >= 100.5
 
 
-def test_folder_deleted_while_running(folder):
+def delete(folder):
+    """As `rm -rf` does, also while something is being written there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_folder_deleted_while_running_is_put_back(folder):
+    state = {"x": jnp.zeros(2)}
+    with open_run(folder) as run:
+        run.record_data(train=jnp.ones(3))
+        run.restore(state)
+        run.log(1, loss=0.5)
+        before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+        delete(folder)
+        run.log(2, loss=0.25)
+        with pytest.raises(FolderError) as caught:
+            run.save(2, {"x": jnp.ones(2)})  # not due, and yet
+    assert str(caught.value) == (
+        f"{folder} was deleted while the run was writing to it; what was in memory is"
+        f" in {folder} again, with the state of step 2; earlier states are lost. The"
+        f" same command with --workdir={folder} goes on"
+    )
+    for name in ("config.json", "config.py.txt", "data.json", ".gitignore"):
+        assert (folder / name).read_bytes() == before[name]
+    assert claim(folder, CONFIG) == "unfinished"
+    with open_run(folder) as run:
+        restored, step = run.restore(state)
+        assert [row["loss"] for row in run.metrics()] == [0.5, 0.25]
+    assert step == 2
+    np.testing.assert_array_equal(restored["x"], np.ones(2))
+
+
+def test_folder_deleted_and_taken_by_another_run(folder):
     with open_run(folder) as run:
         run.log(1, loss=0.5)
-        shutil.rmtree(folder)
-        for write in (
-            lambda: run.log(2, loss=0.5),
-            lambda: run.save(2, {"x": jnp.ones(2)}, force=True),
-        ):
-            with pytest.raises(FolderError, match="is gone; step 2 is lost with it"):
-                write()
-        with pytest.raises(FolderError, match="it is gone or cannot be made"):
-            run.finish({})
-    assert not folder.exists()
+        delete(folder)
+        claim(folder, config.of(rate=0.2))
+        with open_run(folder) as other:
+            other.log(1, loss=9.0)
+            with pytest.raises(FolderError, match=r"-rescued-.*with the state of step"):
+                run.save(1, {"x": jnp.ones(2)}, force=True)
+            assert [row["loss"] for row in other.metrics()] == [9.0]
+    (rescued,) = folder.parent.glob("a-rescued-*")
+    assert claim(rescued, CONFIG) == "unfinished"
+    assert [row["loss"] for row in metrics.read(rescued / "metrics.jsonl")] == [0.5]
+
+
+def test_folder_deleted_while_a_save_is_under_way(folder):
+    state = {"x": jnp.ones(1_000_000)}
+    with open_run(folder, save_seconds=0.0) as run:
+        run.restore(state)
+        run.save(1, state)
+        delete(folder)
+        with pytest.raises(FolderError, match="with the state of step 2"):
+            run.save(2, state)
+    with open_run(folder) as run:
+        assert run.restore(state)[1] == 2
+
+
+def test_half_deleted_step_is_no_obstacle(folder):
+    state = {"x": jnp.ones(2)}
+    with open_run(folder) as run:
+        run.restore(state)
+        delete(folder)
+        (folder / "ckpt" / "0" / "state").mkdir(parents=True)
+        with pytest.raises(FolderError, match="with the state of step 2"):
+            run.save(2, state)
+    with open_run(folder) as run:
+        assert run.restore(state)[1] == 2
+
+
+def test_folder_deleted_before_the_end(folder):
+    with open_run(folder) as run:
+        run.log(1, loss=0.5)
+        delete(folder)
+        with pytest.raises(FolderError, match="metrics and summary; the states are"):
+            run.finish({"loss": 0.5})
+    assert is_finished(folder)
+    assert [row["loss"] for row in metrics.read(folder / "metrics.jsonl")] == [0.5]
+
+
+def test_folder_deleted_for_good(folder):
+    with open_run(folder) as run:
+        run.log(1, loss=0.5)
+        delete(folder)
+        folder.write_text("a file")
+        with pytest.raises(FolderError, match="cannot write to"):
+            run.save(1, {"x": jnp.ones(2)})
 
 
 def test_two_processes(folder):

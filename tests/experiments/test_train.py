@@ -12,7 +12,8 @@ import pytest
 from bilevel import Batches, Problem, solvers
 from bilevel.experiments import digests, metrics, step_folder, train
 from bilevel.experiments.folders import claim
-from bilevel.experiments.run_folder import StoppedAfter, open_run
+from bilevel.experiments.journal import StoppedAfter
+from bilevel.experiments.run_folder import open_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
