@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +88,50 @@ def test_chunk_size_does_not_change_bits(chunk_size: int, uninterrupted: Any):
     state, history = run(initial(), 12, chunk_size=chunk_size)
     assert_same_bits(state, uninterrupted[0])
     np.testing.assert_array_equal(history.value, uninterrupted[1].value)
+
+
+LOOP_AND_SCAN = """
+import sys
+import jax, optax
+import bilevel
+from bilevel import solvers
+from bilevel.experiments import config, digests, load_config
+from examples import data_cleaning as example
+from examples.data_cleaning_models import zeros
+from examples.data_cleaning_task import load
+
+cfg = load_config("configs/data_cleaning_mnist.py").config
+cfg = config.replace(cfg, {"num_train": 500, "num_validation": 100})
+task = load(cfg, sys.argv[1])
+solver = solvers.two_loop(
+    bilevel.Problem(example.inner_objective, example.outer_objective),
+    *example.method("implicit"),
+    outer_optimizer=optax.adam(cfg.cleaning.learning_rate),
+)
+batches = example.stage_batches(cfg, task, 0.1, task.is_validation)
+models = zeros(cfg.cleaning.num_folds, len(task.mean))
+first = solver.init(models, jax.numpy.zeros(500), jax.random.key(0))
+looped, update = first, jax.jit(solver.update)
+for _ in range(6):
+    looped, _ = update(looped, batches)
+scanned, _ = bilevel.run(solver, first, batches, num_steps=6, chunk_size=3)
+for state in looped, scanned:
+    print(digests.digest_of(digests.leaf_records(state)))
+"""
+
+
+def test_python_loop_and_scan_give_the_same_bits_on_mnist(data_dir: Path):
+    # As a user has it: none of the settings of this test process.
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP_AND_SCAN, str(data_dir)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "NPROC": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    looped, scanned = done.stdout.split() or [done.stderr, ""]
+    assert looped == scanned
 
 
 def test_interrupted_and_continued_equals_uninterrupted(uninterrupted: Any):
