@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from bilevel import load_run
-from bilevel.experiments import Run, claim, config, load_config, open_run
+from bilevel.experiments import Run, claim, config, load_config, start_run
 from bilevel.experiments.command_line import from_text
 from examples.data_cleaning import main
 
@@ -32,7 +32,7 @@ _SET = flags.DEFINE_multi_string("set", [], "<path>=<value>, replaces a value")
 def finished(cfg: Any, directory: Path) -> dict[str, Any]:
     """The summary of a run, which is made if it is not there."""
     if claim(directory, cfg) != "finished":
-        with open_run(directory, data_dir=_DATA.value) as run:
+        with start_run(cfg, directory, data_dir=_DATA.value) as run:
             quietly(cfg, run)
     return (load_run(directory).summary or {})["result"]
 

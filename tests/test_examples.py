@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-NOTEBOOK = "from_grad_to_argmin.ipynb"
+# Notebook -> the figures it shows.
+NOTEBOOKS = {"from_grad_to_argmin.ipynb": 2, "a_run_that_can_be_repeated.ipynb": 4}
 
 _TINY_CLEANING = {
     "num_train": "100",
@@ -82,7 +83,7 @@ def test_every_example_is_listed_here():
     found = {
         path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")
     }
-    assert found == {*PROGRAMS, *MODULES, "data_cleaning_study.py", NOTEBOOK}
+    assert found == {*PROGRAMS, *MODULES, "data_cleaning_study.py", *NOTEBOOKS}
 
 
 @pytest.mark.parametrize("name", [n for n in PROGRAMS if n != "data_cleaning.py"])
@@ -129,8 +130,9 @@ def test_short_examples_reach_96_percent(name, tmp_path):
     assert sum(accuracies) / 3 >= 0.96, accuracies
 
 
-def test_notebook_runs():
-    notebook = nbformat.read(EXAMPLES / NOTEBOOK, as_version=4)
+@pytest.mark.parametrize(("name", "num_figures"), NOTEBOOKS.items())
+def test_notebook_runs(name, num_figures):
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     first.source, found = re.subn(r"^NUM_STEPS = \d+", "NUM_STEPS = 3", first.source)
     assert found == 1, "the first code cell must begin with its NUM_STEPS"
@@ -143,12 +145,15 @@ def test_notebook_runs():
     inline = "module://matplotlib_inline.backend_inline"
     client.execute(env={**os.environ, "MPLBACKEND": inline})
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    assert not [out for out in outputs if out.get("name") == "stderr"]
-    assert sum("image/png" in out.get("data", {}) for out in outputs) == 2
+    said = [out["text"] for out in outputs if out.get("name") == "stderr"]
+    assert all(re.fullmatch(r"(new|finished) run in \S+\n", text) for text in said)
+    images = sum("image/png" in out.get("data", {}) for out in outputs)
+    assert images == num_figures
 
 
-def test_notebook_is_clean():
-    text = (EXAMPLES / NOTEBOOK).read_text()
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_is_clean(name):
+    text = (EXAMPLES / name).read_text()
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)

@@ -4,6 +4,8 @@
     config_leaf  one value of a configuration: type, bounds, words
     command_line configuration files, and a flag for every value
     launch       the start of a program
+    start_run    the same in a notebook
+    messages     what both say
     folders      who may use a folder
     run_folder   the folder of a run
     journal      its lines, metrics and digests
@@ -21,7 +23,7 @@
     reproduce    a run repeated and compared
     runs, plots  a table of runs, and curves
 
-`load_config` and `open_run` serve notebooks, where there is no command line.
+`load_config` and `start_run` serve notebooks, where there is no command line.
 """
 
 from bilevel.experiments import checkpoint, config, digests, environment
@@ -31,6 +33,7 @@ from bilevel.experiments.launch import launch
 from bilevel.experiments.loaded import LoadedRun, load_run
 from bilevel.experiments.progress import progress
 from bilevel.experiments.run_folder import Run, open_run
+from bilevel.experiments.start_run import start_run
 from bilevel.experiments.train import train
 
 __all__ = [
@@ -47,5 +50,6 @@ __all__ = [
     "new_directory",
     "open_run",
     "progress",
+    "start_run",
     "train",
 ]

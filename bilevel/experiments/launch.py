@@ -36,6 +36,7 @@ from bilevel.experiments import (
     folders,
     journal,
     logs,
+    messages,
     metrics,
     plots,
     profiling,
@@ -48,7 +49,6 @@ from bilevel.experiments.loaded import load_run
 Main: TypeAlias = Callable[[Any, run_folder.Run], object]
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-_SHOWN = 8  # lines of a warning on the screen; the log has all
 
 
 def launch(
@@ -142,11 +142,11 @@ def _start(
     )
     status = _or_exit(folders.claim, directory, cfg, source=loaded.source)
     if status == "finished":
-        _say(f"{directory} is finished; for another run give another --workdir")
+        messages.say(f"{directory} is finished; for another run give another --workdir")
         return 0
     resume = shlex.join([*command, *([] if workdir else [f"--workdir={directory}"])])
     with logs.log_file(directory), _interrupts() as was_interrupted:
-        say = functools.partial(_say, directory=directory)
+        say = functools.partial(messages.say, directory=directory)
         say(f"{status} run in {directory}")
         try:
             _run(main, cfg, directory, options, argv, was_interrupted)
@@ -191,11 +191,11 @@ def _run(
     ) as run:
         if options.profile:
             profiling.prepare(directory)  # before the record, which starts JAX
-        _record_start(directory, options, argv)
+        starts.record(directory, argv[0], argv, options.recorded())
         finish = functools.partial(_finish, run.finish, was_interrupted)
         run = run._replace(finish=finish)
         if options.profile:
-            say = functools.partial(_say, directory=directory)
+            say = functools.partial(messages.say, directory=directory)
             look = profiling.profiler(directory, options.profile, say)
             run = run._replace(save=_looking(look, run.save))
         main(cfg, run)
@@ -211,26 +211,6 @@ def _looking(look: Callable[[int], None], save: run_folder.Save) -> run_folder.S
         return save(step, state, force=force, metric=metric)
 
     return looked
-
-
-def _record_start(
-    directory: Path, options: command_line.Options, argv: Sequence[str]
-) -> None:
-    """Records the start, and says what is not as it should be, or was."""
-    before = starts.read_all(directory)
-    now = starts.write(directory, argv[0], argv, options.recorded())
-    lock, numbers = now.environment["lock"], now.environment["random_numbers"]
-    if lock is None:
-        _warn(directory, "no requirements.lock: versions are recorded, not checked")
-    elif lock["mismatches"]:
-        _warn(directory, f"packages differ from {lock['file']}:", lock["mismatches"])
-    for name, code in now.source.items():
-        if code and code.get("left_out"):
-            _warn(directory, f"not in the recorded source of {name}:", code["left_out"])
-    if numbers != "as expected":
-        _warn(directory, "random numbers are not those of bilevel's record:", numbers)
-    if before and (changes := starts.difference(before[-1], now)):
-        _warn(directory, "since the run was started last:", changes)
 
 
 def _check_environment(program: str) -> None:
@@ -252,7 +232,7 @@ def _draw(directory: Path) -> None:
         lines = plots.by_text(rows, directory.name)
         plots.draw(lines, directory / "figures" / "metrics.png")
     except Exception as error:
-        _say(f"no figure of the metrics: {error}", directory)
+        messages.say(f"no figure of the metrics: {error}", directory)
 
 
 def _scalars(directory: Path) -> str:
@@ -339,18 +319,5 @@ def _or_exit(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _fail(message: str) -> NoReturn:
-    _say(f"error: {message}")
+    messages.say(f"error: {message}")
     sys.exit(1)
-
-
-def _warn(directory: Path, message: str, lines: Sequence[str] = ()) -> None:
-    shown = [*lines[:_SHOWN], *(["..."] if len(lines) > _SHOWN else [])]
-    _say("\n  ".join([f"warning: {message}", *shown]))
-    logs.note(directory, "\n  ".join([f"warning: {message}", *lines]))
-
-
-def _say(message: str, directory: Path | None = None) -> None:
-    # Not stdout: that belongs to the program's own result.
-    sys.stderr.write(f"{message}\n")
-    if directory is not None:
-        logs.note(directory, message)

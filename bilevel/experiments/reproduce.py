@@ -83,6 +83,11 @@ def reproduce(
     if not record.starts:
         raise ReproduceError(f"{path} has no record of a start: was it launched?")
     first = record.starts[0]
+    if program is None and starts.cells(record.directory) is not None:
+        raise ReproduceError(
+            f"{path} was made in a notebook: run the cells in starts/1/cells.py.txt, or"
+            " pass --program=<file> of a program that does the same"
+        )
     file = Path(program) if program else _find_program(first)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again"

@@ -6,23 +6,26 @@ starts/<n>/source.json       see `source.record`; of bilevel too, if it is elsew
 starts/<n>/diff.patch        from the commit to the code that ran
 starts/<n>/bilevel.patch     the same of bilevel, if it has a repository of its own
 starts/<n>/program.py.txt    the program, where there is no commit
+starts/<n>/cells.py.txt      the cells of a notebook that were run before, in order
 """
 
 import datetime
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import bilevel
 from bilevel.datasets import files
-from bilevel.experiments import environment, source
+from bilevel.experiments import environment, messages, source
 from bilevel.experiments.folders import FolderError, folder_errors
 
 _STARTS = "starts"
 _COMMAND, _ENVIRONMENT, _SOURCE = "command.json", "environment.json", "source.json"
 _DIFF, _LIBRARY, _PROGRAM = "diff.patch", "bilevel.patch", "program.py.txt"
+_CELLS = "cells.py.txt"
 
 
 class Start(NamedTuple):
@@ -31,6 +34,36 @@ class Start(NamedTuple):
     command: dict[str, Any]
     environment: dict[str, Any]
     source: dict[str, Any]
+
+
+def record(
+    directory: Path, program: str, argv: Sequence[str], flags: Mapping[str, Any]
+) -> None:
+    """Records a start (see `write`), and says what is not as it should be, or was."""
+    before = read_all(directory)
+    now = write(directory, program, argv, flags)
+    lock, numbers = now.environment["lock"], now.environment["random_numbers"]
+    if lock is None:
+        message = "no requirements.lock: versions are recorded, not checked"
+        messages.warn(directory, message)
+    elif lock["mismatches"]:
+        message = f"packages differ from {lock['file']}:"
+        messages.warn(directory, message, lock["mismatches"])
+    for name, code in now.source.items():
+        if code and code.get("left_out"):
+            message = f"not in the recorded source of {name}:"
+            messages.warn(directory, message, code["left_out"])
+    if numbers != "as expected":
+        message = "random numbers are not those of bilevel's record:"
+        messages.warn(directory, message, numbers)
+    if before and (changes := difference(before[-1], now)):
+        messages.warn(directory, "since the run was started last:", changes)
+
+
+def cells(directory: Path) -> str | None:
+    """Returns the cells of the notebook that a run was first started from, or None."""
+    path = directory / _STARTS / "1" / _CELLS
+    return path.read_text() if path.exists() else None
 
 
 def write(
@@ -71,6 +104,8 @@ def write(
         if code.record["commit"] is None and Path(program).is_file():
             text = Path(program).read_text(errors="replace")
             files.replace_text(folder / _PROGRAM, text)
+        if text := _cells_run_so_far():
+            files.replace_text(folder / _CELLS, text)
         # The command last: a start without one was cut short.
         _write(folder / _SOURCE, start.source)
         _write(folder / _ENVIRONMENT, start.environment)
@@ -99,6 +134,15 @@ def difference(before: Start, now: Start) -> list[str]:
     code = _code_difference("program", before, now)
     code += _code_difference("bilevel", before, now)
     return code + environment.difference(before.environment, now.environment)
+
+
+def _cells_run_so_far() -> str:
+    """Returns the text of the notebook's cells, '' where there is no notebook."""
+    # Not imported: where there is a notebook, it is there already.
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    texts = [] if shell is None else shell.user_ns.get("In", [])
+    numbered = [f"# In [{n}]:\n{text}\n" for n, text in enumerate(texts) if text]
+    return "\n".join(numbered)
 
 
 def _code_difference(which: str, before: Start, now: Start) -> list[str]:

@@ -75,7 +75,7 @@ def train(
                 f"{metric} is {value} at step {step}; the last state that was saved is"
                 " finite: resume from it with a smaller learning rate"
             )
-        run.save(step, state, metric=value)
+        run.save(step, state, force=step >= num_steps, metric=value)
 
     with progress("training") as show:
 

@@ -1,0 +1,82 @@
+"""A recorded run without a command line."""
+
+import sys
+import types
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from bilevel import load_run
+from bilevel.experiments import config, folders, reproduce, start_run
+
+CFG = config.of(seed=0)
+STATE = {"x": jnp.ones(2)}
+
+
+def notebook(cells, monkeypatch):
+    """Makes this process look like the kernel of a notebook."""
+    shell = types.SimpleNamespace(user_ns={"In": cells})
+    module = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", module)
+
+
+def test_start_is_recorded_and_resumed(tmp_path, capsys):
+    folder = tmp_path / "a"
+    with start_run(CFG, folder, save_every=7, data_dir=tmp_path) as run:
+        assert run.data_dir == tmp_path
+        run.restore(STATE)
+        run.save(1, STATE, force=True)
+    assert f"new run in {folder}" in capsys.readouterr().err
+    with start_run(CFG, str(folder)) as run:
+        assert run.restore(STATE)[1] == 1
+    said = capsys.readouterr().err
+    assert f"unfinished run in {folder}" in said
+    loaded = load_run(folder)
+    assert loaded.config == {"seed": 0}
+    first, second = loaded.starts
+    assert first.command["argv"] == []
+    assert first.command["flags"]["save_every"] == 7
+    assert second.environment["packages"]["jax"]
+    assert "new run in" in (folder / "log.txt").read_text()
+
+
+def test_finished_run_is_not_started_again(tmp_path):
+    with start_run(CFG, tmp_path / "a") as run:
+        run.restore(STATE)
+        run.finish({})
+    with start_run(CFG, tmp_path / "a") as run:
+        assert run.restore(STATE)[1] == 0
+    assert len(load_run(tmp_path / "a").starts) == 1
+
+
+def test_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with start_run(CFG) as run:
+        assert run.directory.parent == Path("runs").absolute()
+
+
+def test_cells_of_a_notebook_are_its_program(tmp_path, monkeypatch):
+    notebook(["", "import bilevel", "run_with(cfg)"], monkeypatch)
+    with start_run(CFG, tmp_path / "a") as run:
+        run.log(1, loss=0.5)
+    text = (tmp_path / "a" / "starts" / "1" / "cells.py.txt").read_text()
+    assert text == "# In [1]:\nimport bilevel\n\n# In [2]:\nrun_with(cfg)\n"
+    with pytest.raises(reproduce.ReproduceError, match=r"made in a notebook: run the"):
+        reproduce.reproduce(tmp_path / "a")
+
+
+def test_bad_input(tmp_path):
+    with (
+        pytest.raises(config.ConfigError, match="expected an instance of a dataclass"),
+        start_run({"seed": 0}, tmp_path / "a"),
+    ):
+        pass
+    assert not (tmp_path / "a").exists()
+    with start_run(CFG, tmp_path / "a"):
+        pass
+    with (
+        pytest.raises(folders.FolderError, match="seed: 0 -> 1"),
+        start_run(config.of(seed=1), tmp_path / "a"),
+    ):
+        pass
