@@ -143,7 +143,8 @@ def test_notebook_runs(name, num_figures):
         resources={"metadata": {"path": str(EXAMPLES)}},
     )
     inline = "module://matplotlib_inline.backend_inline"
-    client.execute(env={**os.environ, "MPLBACKEND": inline})
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in conftest.py
+    client.execute(env={**quick, **os.environ, "MPLBACKEND": inline})
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     said = [out["text"] for out in outputs if out.get("name") == "stderr"]
     assert all(re.fullmatch(r"(new|finished) run in \S+\n", text) for text in said)
