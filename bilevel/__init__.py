@@ -5,6 +5,7 @@ min over x of F(w*(x), x)     where   w*(x) = argmin over w of G(w, x)
 
 from typing import TYPE_CHECKING, Any
 
+from bilevel import energy as energy
 from bilevel import hypergradients as hypergradients
 from bilevel import inner_solvers as inner_solvers
 from bilevel import linear_solvers as linear_solvers
@@ -25,6 +26,7 @@ __all__ = [
     "Batches",
     "Problem",
     "argmin",
+    "energy",
     "hypergradients",
     "inner_solvers",
     "iterate",

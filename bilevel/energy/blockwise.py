@@ -1,0 +1,133 @@
+"""Rules that go backwards block by block, each block with a pull-back of its own.
+
+A block maps the pre-activation a below to a' = l(s), s = f(a), with l affine. Backwards
+it receives the cotangent c' of a' and hands down
+
+    q = (d l)^T c'                        the transport; others than l's own may do
+    c, sbar = pull(a, q)                  the activation's part
+    parameters: (d_params l(sbar))^T c'
+
+Back-propagation is pull(a, q) = f'(a) q, f(a).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import trees
+from bilevel.energy.costs import Cost
+from bilevel.energy.feedforward import Block, Feedforward
+from bilevel.energy.learning_rule import Aligned, LearningRule
+from bilevel.energy.transports import Transport
+from bilevel.trees import Tree
+
+Pull: TypeAlias = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""`(a, q) -> (cotangent of a, the state that the parameters see)`."""
+
+
+def derivative(f: Callable[[jax.Array], jax.Array]) -> Pull:
+    """The pull-back of back-propagation, f'(a) q."""
+
+    def pull(a: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state, slope = jax.jvp(f, (a,), (q,))
+        return slope, state
+
+    return pull
+
+
+def blockwise(
+    name: str,
+    network: Feedforward,
+    cost: Cost,
+    pull: Pull,
+    transport: Transport,
+    scale: float = 1.0,
+) -> LearningRule:
+    """Assembles a rule from its two parts.
+
+    Args:
+        name: of the rule.
+        network: a chain of blocks.
+        cost: of its outputs.
+        pull: the activation's part.
+        transport: the blocks' part.
+        scale: factor of each sample's cost on the way back, which the gradients are
+            divided by: matters where `pull` is not linear in q.
+
+    Returns:
+        A `LearningRule`; its parameters are `Aligned` where there is feedback.
+    """
+    f = network.activation.apply
+    blocks = network.blocks
+    first, *units = [
+        blocks[0],
+        *(_unit(block, f, pull, transport) for block in blocks[1:]),
+    ]
+
+    def init(key: jax.Array, inputs: jax.Array) -> Tree:
+        forward, backward = jax.random.split(key)
+        if not transport.has_feedback:
+            return network.init(key, inputs)
+        feedback = network.init(backward, inputs)[1:]
+        return Aligned(network.init(forward, inputs), feedback)
+
+    def parts(params: Tree) -> tuple[Any, Any]:
+        if transport.has_feedback:
+            return params.forward, params.feedback
+        return params, [()] * len(units)
+
+    def apply(params: Tree, inputs: jax.Array) -> jax.Array:
+        return network.apply(parts(params)[0], inputs)
+
+    def value_and_grad(
+        params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[tuple[jax.Array, jax.Array], Tree]:
+        del key
+
+        def total(params: Tree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            forward, feedback = parts(params)
+            a = first(forward[0], inputs)
+            for unit, own, back in zip(units, forward[1:], feedback, strict=True):
+                a = unit(own, back, a)
+            costs = cost.value(a, targets)
+            return scale * jnp.sum(costs), (jnp.mean(costs), a)
+
+        grads, aux = jax.grad(total, has_aux=True)(params)
+        return aux, trees.scale(1 / (scale * len(inputs)), grads)
+
+    return LearningRule(name, init, apply, value_and_grad)
+
+
+def _unit(
+    block: Block,
+    f: Callable[[jax.Array], jax.Array],
+    pull: Pull,
+    transport: Transport,
+) -> Callable[[Tree, Tree, jax.Array], jax.Array]:
+    """Activation and block, with the pull-back of the rule."""
+
+    @jax.custom_vjp
+    def unit(params: Tree, feedback: Tree, a: jax.Array) -> jax.Array:
+        del feedback
+        return block(params, f(a))
+
+    def forward(
+        params: Tree, feedback: Tree, a: jax.Array
+    ) -> tuple[jax.Array, tuple[Tree, Tree, jax.Array]]:
+        return unit(params, feedback, a), (params, feedback, a)
+
+    def backward(
+        saved: tuple[Tree, Tree, jax.Array], cotangent: jax.Array
+    ) -> tuple[Tree, Tree, jax.Array]:
+        params, feedback, a = saved
+        weights = transport.weights(params, feedback)
+        (q,) = jax.vjp(lambda s: block(weights, s), f(a))[1](cotangent)
+        below, state = pull(a, q)
+        (grads,) = jax.vjp(lambda p: block(p, state), params)[1](cotangent)
+        learned = grads if transport.is_learned else trees.zeros_like(feedback)
+        return grads, learned, below
+
+    unit.defvjp(forward, backward)
+    return unit

@@ -1,0 +1,70 @@
+"""The cost of a network's output, one number for each example."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Cost(NamedTuple):
+    """A cost C(o, y).
+
+    Attributes:
+        name: of the cost.
+        value: `(outputs [B, ...], targets) -> [B]`.
+    """
+
+    name: str
+    value: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def squared_error() -> Cost:
+    """Half the squared distance |o - y|^2 / 2.
+
+    Targets have the shape of the outputs, or are integer labels `[B]`, which count as
+    one-hot vectors.
+
+    Example:
+        >>> outputs = jnp.array([[1.0, 0.0]])
+        >>> squared_error().value(outputs, jnp.array([1])).tolist()
+        [1.0]
+    """
+
+    def value(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        difference = outputs - _vectors("squared_error", outputs, targets)
+        return jnp.sum(difference**2, axis=tuple(range(1, outputs.ndim))) / 2
+
+    return Cost("squared_error", value)
+
+
+def cross_entropy() -> Cost:
+    """Soft-max cross-entropy of the outputs, -log softmax(o)_y.
+
+    Targets are integer labels `[B]`, or probabilities of the shape of the outputs.
+
+    Example:
+        >>> outputs = jnp.zeros((1, 4))
+        >>> round(float(cross_entropy().value(outputs, jnp.array([1]))[0]), 4)
+        1.3863
+    """
+
+    def value(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        vectors = _vectors("cross_entropy", outputs, targets)
+        return optax.losses.softmax_cross_entropy(outputs, vectors)
+
+    return Cost("cross_entropy", value)
+
+
+def _vectors(name: str, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    targets = jnp.asarray(targets)
+    is_label = jnp.issubdtype(targets.dtype, jnp.integer)
+    if is_label and outputs.ndim == 2 and targets.shape == outputs.shape[:1]:
+        return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
+    if is_label or targets.shape != outputs.shape:
+        raise ValueError(
+            f"{name}: expected integer labels [B] or floats of the shape of the "
+            f"outputs, {outputs.shape}, got {targets.dtype} {targets.shape}."
+        )
+    return targets

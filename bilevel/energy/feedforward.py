@@ -1,0 +1,132 @@
+"""Feed-forward networks as chains of affine blocks with one activation between them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+from flax import linen
+
+from bilevel.energy import activations
+from bilevel.energy.activations import Activation
+from bilevel.trees import Tree
+
+Part: TypeAlias = linen.Module | Callable[[jax.Array], jax.Array]
+"""A Flax layer, or a function without parameters: pooling, flattening."""
+
+Block: TypeAlias = Callable[[Tree, jax.Array], jax.Array]
+"""`(parameters of the block, state below) -> pre-activation`, affine in the state."""
+
+
+class Feedforward(NamedTuple):
+    """A chain: a_k = block_k(s_{k-1}), s_k = f(a_k), s_0 the inputs; the output a_L.
+
+    Attributes:
+        init: `(key, inputs [B, ...]) -> params`, a list with one tree for each block.
+        apply: `(params, inputs) -> outputs`.
+        blocks: the blocks, as functions.
+        activation: f.
+    """
+
+    init: Callable[[jax.Array, jax.Array], list[Tree]]
+    apply: Callable[[list[Tree], jax.Array], jax.Array]
+    blocks: tuple[Block, ...]
+    activation: Activation
+
+
+def feedforward(
+    blocks: Sequence[Part | Sequence[Part]], activation: str | Activation = "relu"
+) -> Feedforward:
+    """Builds a chain from Flax (linen) layers.
+
+    Args:
+        blocks: each a layer (`linen.Dense`, `linen.Conv`), or a sequence of layers and
+            of functions without parameters, applied in order. The activation stands
+            between blocks; none follows the last. A block must be affine in its input
+            (max-pooling is, as long as the maxima do not move).
+        activation: f, by name (see `activations.by_name`) or your own.
+
+    Returns:
+        `Feedforward`; its `init` raises `ValueError` for a layer with variables that
+        are not parameters, such as the averages of a batch norm.
+
+    Raises:
+        ValueError: no blocks, or one that is no layer and no function.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> network = feedforward([linen.Dense(8), linen.Dense(2)], "tanh")
+        >>> params = network.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> network.apply(params, jnp.ones((3, 4))).shape
+        (3, 2)
+    """
+    f = activations.by_name(activation)
+    if not blocks:
+        raise ValueError("feedforward: expected at least one block, got none.")
+    parts = [_parts(number, block) for number, block in enumerate(blocks)]
+    functions = tuple(_block(one) for one in parts)
+
+    def init(key: jax.Array, inputs: jax.Array) -> list[Tree]:
+        params = []
+        state = inputs
+        for number, (some, function) in enumerate(zip(parts, functions, strict=True)):
+            key, below = jax.random.split(key)
+            state = state if number == 0 else f.apply(state)
+            params.append(_init(some, below, state))
+            state = jax.eval_shape(function, params[-1], state)
+            state = jax.numpy.zeros(state.shape, state.dtype)
+        return params
+
+    def apply(params: list[Tree], inputs: jax.Array) -> jax.Array:
+        outputs = functions[0](params[0], inputs)
+        for function, some in zip(functions[1:], params[1:], strict=True):
+            outputs = function(some, f.apply(outputs))
+        return outputs
+
+    return Feedforward(init, apply, functions, f)
+
+
+def _parts(number: int, block: Part | Sequence[Part]) -> tuple[Part, ...]:
+    parts: Any = block if isinstance(block, list | tuple) else [block]
+    for one in parts:
+        if not (isinstance(one, linen.Module) or callable(one)):
+            raise ValueError(
+                f"feedforward: block {number} holds {one!r}; expected Flax (linen) "
+                "layers and functions of one array."
+            )
+    return tuple(parts)
+
+
+def _init(parts: tuple[Part, ...], key: jax.Array, state: jax.Array) -> Tree:
+    params: list[Any] = []
+    for part in parts:
+        if not isinstance(part, linen.Module):
+            state = part(state)
+            continue
+        key, here = jax.random.split(key)
+        found: Any = part.init_with_output(here, state)
+        found: Any = part.init_with_output(here, state)
+        state, variables = found
+        others = sorted(set(variables) - {"params"})
+        if others:
+            raise ValueError(
+                f"feedforward: {type(part).__name__} has variables that are no "
+                f"parameters ({', '.join(others)}), which no learning rule here knows."
+            )
+        params.append(variables.get("params", {}))
+    return params[0] if len(params) == 1 else params
+
+
+def _block(parts: tuple[Part, ...]) -> Block:
+    num_layers = sum(isinstance(one, linen.Module) for one in parts)
+
+    def block(params: Tree, state: jax.Array) -> jax.Array:
+        rest = [params] if num_layers == 1 else list(params)
+        for part in parts:
+            if isinstance(part, linen.Module):
+                applied: Any = part.apply({"params": rest.pop(0)}, state)
+                state = applied
+            else:
+                state = part(state)
+        return state
+
+    return block
