@@ -53,7 +53,12 @@ def _runs(options: argparse.Namespace) -> int:
         )
         return 0
     path = options.figure or options.directory / "runs.png"
-    if plots.draw({row.name: row.run.metrics for row in rows}, path, options.plot):
+    lines = {
+        row.name if text == row.name else f"{row.name}, {text}": some
+        for row in rows
+        for text, some in plots.by_text(row.run.metrics, row.name).items()
+    }
+    if plots.draw(lines, path, options.plot):
         print(f"curves in {path}")
     return 0
 

@@ -147,7 +147,7 @@ def main(config: Config, run: Run) -> None:
         f"one per feature, {config.hypergradient}": learn(config, dim, batches),
         f"shared, grid of {config.grid_size}": search(config, dim, batches),
     }
-    columns = ("validation loss", "test accuracy", "run s", "compile s")
+    columns = ("validation loss", "test accuracy", "run seconds", "compile seconds")
     print(f"{'penalties':26}" + "".join(f"{name:>17}" for name in columns))
     summary = {}
     for name, found in methods.items():

@@ -61,7 +61,8 @@ class Checkpoints(NamedTuple):
 
     Attributes:
       save: `save(step, state, force=False, metric=None)` starts to store a state if
-        one is due, or if forced; returns the digest of the state, or '' if it did not.
+        one is due, or if forced; returns the digest of the state, or '' if it did not
+        (it is not due, or saved already).
         When it returns, the state is copied: its buffers may be donated. `metric` is a
         number, lower is better.
       restore: `restore(template, step=None, cast=False)` returns `(state, step)` of the
@@ -69,8 +70,8 @@ class Checkpoints(NamedTuple):
         `cast` a leaf of another dtype is converted to that of the template.
       wait: `wait()` returns when what was saved is on the disk, and raises what went
         wrong on the way.
-      abandon: `abandon()` ends what is under way, whatever became of it: the folder is
-        gone. Nothing can be saved afterwards.
+      abandon: `abandon()` says that the folder is gone: what becomes of a save that is
+        under way does not matter, and closing raises nothing.
     """
 
     save: Save
@@ -131,10 +132,11 @@ def open_checkpoints(
         wait()  # one at a time; raises what went wrong with the last one
         number = step_folder.as_metric(metric)
         records = _storable_records(state)
-        if not _is_saved(directory, step, records):
-            start = functools.partial(_start_save, opened, executor, directory)
-            pending.extend(start(step, state, records, number))
         last_saved, last_time = step, clock()
+        if _is_saved(directory, step, records):
+            return ""
+        start = functools.partial(_start_save, opened, executor, directory)
+        pending.extend(start(step, state, records, number))
         return digests.digest_of(records)
 
     @_unchanged_logging()
@@ -163,18 +165,20 @@ def open_checkpoints(
             finally:
                 if opened.cache_info().currsize:
                     opened().close()
-                    opened.cache_clear()
+
+    is_abandoned = False
 
     def abandon() -> None:
-        with contextlib.suppress(CheckpointError):
-            close()
+        nonlocal is_abandoned
+        is_abandoned = True
 
     # The thread waits for Orbax and seals the step.
     with ThreadPoolExecutor(1, "bilevel-checkpoint") as executor:
         try:
             yield Checkpoints(save, restore_step, wait, abandon)
         finally:
-            close()
+            with contextlib.suppress(*([CheckpointError] if is_abandoned else [])):
+                close()
 
 
 def load(directory: Path, template: Tree = None, step: int | None = None) -> Tree:

@@ -38,10 +38,17 @@ def check(leaf: Leaf, value: Any) -> Any:
     if entry is None:
         return _check_one(leaf, value)
     if typing.get_origin(leaf.annotation) is not tuple:
+        if entry is str and isinstance(value, str) and value.lower() == "none":
+            raise ConfigError("'none' is no text here: a flag says None so")
         return None if value is None else check(leaf._replace(annotation=entry), value)
     if not isinstance(value, list | tuple):
         raise ConfigError(f"expected {type_words(leaf.annotation)}, got {shown(value)}")
-    return tuple(check(leaf._replace(annotation=entry), one) for one in value)
+    checked = tuple(check(leaf._replace(annotation=entry), one) for one in value)
+    if entry is str and any(one == "" or "," in one for one in checked):
+        raise ConfigError(
+            f"a text in a tuple has no commas and is not empty: {checked}"
+        )
+    return checked
 
 
 def inner_type(annotation: Any) -> Any:

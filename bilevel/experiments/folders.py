@@ -86,6 +86,9 @@ def claim(directory: Path, cfg: Any, *, source: str = "") -> Status:
     }
     with folder_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory), folder_errors(directory):
+        if record.exists():  # another process was quicker
+            return claim(directory, cfg, source=source)
         (directory / _IGNORE).write_text("*\n")
         files.replace_text(directory / SOURCE, source)
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"

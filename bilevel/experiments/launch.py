@@ -134,6 +134,8 @@ def _start(
         _or_exit(determinism.use_one_thread)
     _quieten_orbax(values)
     cfg = _or_exit(command_line.read_config, loaded.config, values)
+    # Before anything starts JAX, which reads its flags once.
+    programs = profiling.prepare() if options.profile else None
     if options.strict_env:
         _or_exit(_check_environment, argv[0])
     workdir = options.workdir
@@ -144,12 +146,14 @@ def _start(
     if status == "finished":
         messages.say(f"{directory} is finished; for another run give another --workdir")
         return 0
-    resume = shlex.join([*command, *([] if workdir else [f"--workdir={directory}"])])
+    # Not to that step once more.
+    again = [one for one in command if not one.startswith("--restore_step=")]
+    resume = shlex.join([*again, *([] if workdir else [f"--workdir={directory}"])])
     with logs.log_file(directory), _interrupts() as was_interrupted:
         say = functools.partial(messages.say, directory=directory)
         say(f"{status} run in {directory}")
         try:
-            _run(main, cfg, directory, options, argv, was_interrupted)
+            _run(main, cfg, directory, options, programs, argv, was_interrupted)
             is_interrupted = was_interrupted()
         except journal.StoppedAfter as stop:
             say(str(stop))
@@ -163,7 +167,7 @@ def _start(
             logs.note(directory, traceback.format_exc())
             raise
         if folders.is_finished(directory):
-            _draw(directory)
+            plots.draw_run(directory)
             say(f"finished: {_scalars(directory)}; all of it in {directory}")
         else:
             reason = "interrupted" if is_interrupted else "main returned before finish"
@@ -176,6 +180,7 @@ def _run(
     cfg: Any,
     directory: Path,
     options: command_line.Options,
+    programs: Path | None,
     argv: Sequence[str],
     was_interrupted: Callable[[], bool],
 ) -> None:
@@ -189,16 +194,17 @@ def _run(
         stop_after=options.stop_after,
         data_dir=options.data_dir,
     ) as run:
-        if options.profile:
-            profiling.prepare(directory)  # before the record, which starts JAX
+        if folders.is_finished(directory):  # by a process that was quicker
+            return
         starts.record(directory, argv[0], argv, options.recorded())
         finish = functools.partial(_finish, run.finish, was_interrupted)
         run = run._replace(finish=finish)
-        if options.profile:
-            say = functools.partial(messages.say, directory=directory)
-            look = profiling.profiler(directory, options.profile, say)
-            run = run._replace(save=_looking(look, run.save))
-        main(cfg, run)
+        if programs is None:
+            main(cfg, run)
+            return
+        say = functools.partial(messages.say, directory=directory)
+        with profiling.profiler(directory, programs, options.profile, say) as look:
+            main(cfg, run._replace(save=_looking(look, run.save)))
 
 
 def _looking(look: Callable[[int], None], save: run_folder.Save) -> run_folder.Save:
@@ -221,18 +227,6 @@ def _check_environment(program: str) -> None:
             f"--strict_env: there is no requirements.lock above {program}"
         )
     environment.check(lock, strict=True)
-
-
-def _draw(directory: Path) -> None:
-    """Draws the curves of the metrics; a run does not fail for a figure."""
-    if not plots.has_matplotlib():
-        return
-    try:
-        rows = load_run(directory).metrics
-        lines = plots.by_text(rows, directory.name)
-        plots.draw(lines, directory / "figures" / "metrics.png")
-    except Exception as error:
-        messages.say(f"no figure of the metrics: {error}", directory)
 
 
 def _scalars(directory: Path) -> str:

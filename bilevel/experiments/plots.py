@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bilevel.datasets import files
+from bilevel.experiments import messages, metrics
 
 _COLUMNS = 3
 _LINES = 10  # more runs than this are not told apart by a legend
@@ -51,6 +52,17 @@ def by_text(
     return sorted_rows if len(sorted_rows) <= _LINES else {label: list(rows)}
 
 
+def draw_run(directory: Path) -> None:
+    """Draws figures/metrics.png of a run; a run does not fail for a figure."""
+    if not has_matplotlib():
+        return
+    try:
+        lines = by_text(metrics.read(directory / "metrics.jsonl"), directory.name)
+        draw(lines, directory / "figures" / "metrics.png")
+    except Exception as error:
+        messages.say(f"no figure of the metrics: {error}", directory)
+
+
 def draw(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     path: Path,
@@ -85,13 +97,16 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
     lines = -(-len(names) // columns)
     figure = Figure((4.2 * columns, 2.8 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    lines_of = {}
     for panel, name in zip(panels, names, strict=False):
-        for label, rows in runs.items():
+        for index, (label, rows) in enumerate(runs.items()):
             points = [(r["step"], r[name]) for r in rows if _is_number(r.get(name))]
             if points:
                 steps, values = _parted(np.array(points, float)).T
                 style = "o-" if len(points) < 20 else "-"
-                panel.plot(steps, values, style, markersize=3, label=label)
+                color = f"C{index % 10}"  # the same in every panel
+                options = {"color": color, "markersize": 3, "label": label}
+                (lines_of[label],) = panel.plot(steps, values, style, **options)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -101,7 +116,9 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     if 1 < len(runs) <= _LINES:
-        panels[0].legend(frameon=False, fontsize="small")
+        labels = [label for label in runs if label in lines_of]
+        handles = [lines_of[label] for label in labels]
+        panels[0].legend(handles, labels, frameon=False, fontsize="small")
     return figure
 
 

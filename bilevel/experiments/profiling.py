@@ -14,14 +14,16 @@ core), in which others ran (outer objective, optimiser, data), and in which none
 that shares are to be trusted more than seconds.
 """
 
+import contextlib
 import glob
 import gzip
 import json
 import os
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,51 +77,75 @@ class Table(NamedTuple):
         return "\n".join(lines)
 
 
-def prepare(directory: Path) -> None:
-    """Asks XLA to write down what it compiles; before JAX starts."""
-    folder = directory / FOLDER / "hlo"
-    shutil.rmtree(directory / FOLDER, ignore_errors=True)
-    folder.mkdir(parents=True)
-    flags = f"--xla_dump_to={folder.absolute()} --xla_dump_hlo_as_text {_LOOPS}"
+def prepare() -> Path:
+    """Asks XLA to write down what it compiles; before JAX starts.
+
+    Returns:
+      The folder where. Not that of the run: XLA takes no path with a space in it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="bilevel-hlo-"))
+    flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text {_LOOPS}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    return folder
 
 
+@contextlib.contextmanager
 def profiler(
-    directory: Path, num_steps: int, say: Callable[[str], None]
-) -> Callable[[int], None]:
-    """Returns `look(step)`, to be called whenever steps are done.
-
-    The trace begins at the first call and ends `num_steps` later; then the table is
-    written, and said.
+    directory: Path, programs: Path, num_steps: int, say: Callable[[str], None]
+) -> Iterator[Callable[[int], None]]:
+    """Traces some steps, and writes and says the table.
 
     Args:
       directory: of the run.
-      num_steps: to trace.
+      programs: from `prepare`; it is moved into the folder of the run.
+      num_steps: to trace; fewer if the run ends before.
       say: shows the table.
+
+    Yields:
+      `look(step)`, to be called whenever steps are done. The trace begins at the first
+      call.
     """
+    folder = directory / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
     seconds = compile_clock()
-    first, began, compiled, is_done = -1, 0.0, 0.0, False
+    first, last, began, compiled, is_done = -1, -1, 0.0, 0.0, False
 
     def look(step: int) -> None:
-        nonlocal first, began, compiled, is_done
-        if is_done or step <= first:
+        nonlocal first, last, began, compiled
+        if is_done or step <= last:
             return
+        last = step
         if first < 0:
             first = step
-            jax.profiler.start_trace(str(directory / FOLDER / "trace"))
+            jax.profiler.start_trace(str(folder / "trace"))
             began, compiled = time.perf_counter(), seconds()
-            return
-        if step - first < num_steps:
-            return
+        elif step - first >= num_steps:
+            end()
+
+    def end() -> None:
+        nonlocal is_done
+        is_done = True
         wall = time.perf_counter() - began
         jax.profiler.stop_trace()
-        is_done = True
+        if last == first:
+            say(f"no profile: the run ended at step {last}, where the trace began")
+            return
+        (folder / "hlo").mkdir(parents=True, exist_ok=True)
+        for one in programs.glob("*after_optimizations.txt"):
+            shutil.copy(one, folder / "hlo")
         times = (wall, seconds() - compiled, seconds())
-        table = read(directory / FOLDER, step - first, *times)
-        (directory / FOLDER / "table.txt").write_text(f"{table.text()}\n")
-        say(f"profile of steps {first + 1} to {step}:\n{table.text()}")
+        table = read(folder, last - first, *times)
+        (folder / "table.txt").write_text(f"{table.text()}\n")
+        say(f"profile of steps {first + 1} to {last}:\n{table.text()}")
 
-    return look
+    try:
+        yield look
+    finally:
+        if first < 0:
+            say("no profile: run.save, which says that steps are done, was not called")
+        elif not is_done:
+            end()
+        shutil.rmtree(programs, ignore_errors=True)
 
 
 def compile_clock() -> Callable[[], float]:

@@ -32,6 +32,7 @@ class Reproduction(NamedTuple):
       step: of that difference.
       compared: how many lines of metrics, and states, were compared.
       last_step: the last step that was compared.
+      code: what is known of the code.
     """
 
     changes: list[str]
@@ -39,6 +40,7 @@ class Reproduction(NamedTuple):
     step: int | None
     compared: tuple[int, int]
     last_step: int
+    code: str = "code"
 
     def text(self) -> str:
         """The verdict in words."""
@@ -51,9 +53,9 @@ class Reproduction(NamedTuple):
         cause = (
             "likely cause, the likeliest first:"
             if changed
-            else "no cause is known: code, data, environment and threads are those of"
-            " the record. XLA with several threads is not always deterministic; repeat"
-            " both runs with --deterministic"
+            else f"no cause is known: {self.code}, data, environment and threads are"
+            " those of the record. XLA with several threads is not always"
+            " deterministic; repeat both runs with --deterministic"
         )
         head = f"differs first at step {self.step}: {self.first_difference}"
         return "\n".join([head, f"compared: {what}", cause, *changed])
@@ -83,10 +85,11 @@ def reproduce(
     if not record.starts:
         raise ReproduceError(f"{path} has no record of a start: was it launched?")
     first = record.starts[0]
-    if program is None and starts.cells(record.directory) is not None:
+    if program is None and not first.command.get("is_launched", True):
         raise ReproduceError(
-            f"{path} was made in a notebook: run the cells in starts/1/cells.py.txt, or"
-            " pass --program=<file> of a program that does the same"
+            f"{path} was not made by bilevel.launch but in a notebook or a script of"
+            " its own: run that again (starts/1 has its cells or its file), or pass"
+            " --program=<file> of a launched program that does the same"
         )
     file = Path(program) if program else _find_program(first)
     with tempfile.TemporaryDirectory() as scratch:
@@ -129,6 +132,7 @@ def compare(
         for difference in (
             _first_difference(*map(_without_times, lines)),
             _first_state(*digests),
+            _end_difference(record, again) if steps is None else None,
         )
         if difference is not None
     ]
@@ -139,7 +143,9 @@ def compare(
             f" up to step {last}"
         )
     step, what = min(found) if found else (None, None)
-    return Reproduction(changes, what, step, compared, last)
+    is_known = record.starts[0].source["program"].get("tree") is not None
+    code = "code" if is_known else "the program's file (more of its code is not known)"
+    return Reproduction(changes, what, step, compared, last, code)
 
 
 def _find_program(first: starts.Start) -> Path:
@@ -238,6 +244,35 @@ def _first_difference(
         step = longer[min(len(record), len(again))]["step"]
         return step, f"{len(record)} lines of metrics were logged, now {len(again)}"
     return None
+
+
+def _end_difference(record: LoadedRun, again: LoadedRun) -> tuple[int, str] | None:
+    """Compares where finished runs ended, and their results without times."""
+    if record.summary is None:
+        return None  # only a part of it is there to compare
+    last = _last_step(record), _last_step(again)
+    if again.summary is None or last[0] != last[1]:
+        ends = [
+            f"{'ended' if run.summary else 'not finished'} at step {step}"
+            for run, step in zip((record, again), last, strict=True)
+        ]
+        return min(last), f"the record {ends[0]}, now {ends[1]}"
+    old = _flat(record.summary["result"], "result")
+    new = _flat(again.summary["result"], "result")
+    for name in {**old, **new}:
+        if json.dumps(old.get(name)) != json.dumps(new.get(name)):
+            return last[0], f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+    return None
+
+
+def _flat(value: Any, name: str) -> dict[str, Any]:
+    """Returns the numbers of a result by their path, times left out."""
+    if name.endswith("seconds"):
+        return {}
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = [_flat(one, f"{name}.{key}") for key, one in value.items()]
+    return {path: one for part in parts for path, one in part.items()}
 
 
 def _common(

@@ -18,13 +18,15 @@ class Memory(NamedTuple):
       take: `take()` remembers the files as they are; to be called when one was
         replaced. What is appended to one of `growing` afterwards is known as well.
       add: `add(name, line)` remembers a line that could not be appended.
-      put_back: `put_back()` writes the files anew and returns where: the same folder,
-        or a new one beside it if another run has taken its place.
+      put_back: `put_back()` writes the files anew, once, and returns where: the same
+        folder, or a new one beside it if another run has taken its place.
+      is_back: `is_back()` says whether that was done.
     """
 
     take: Callable[[], None]
     add: Callable[[str, str], None]
     put_back: Callable[[], Path]
+    is_back: Callable[[], bool]
 
 
 @contextlib.contextmanager
@@ -43,10 +45,12 @@ def remembered(directory: Path, growing: tuple[str, ...]) -> Iterator[Memory]:
     contents: dict[str, bytes] = {}
     opened: dict[str, BinaryIO] = {}
     added: dict[str, str] = {}
+    done: list[Path] = []
 
     with contextlib.ExitStack() as stack:
 
         def take() -> None:
+            stack.close()
             for name in growing:
                 file = (directory / name).open("a+b")  # makes it if it is not there
                 opened[name] = stack.enter_context(file)
@@ -59,6 +63,8 @@ def remembered(directory: Path, growing: tuple[str, ...]) -> Iterator[Memory]:
             added[name] = added.get(name, "") + line
 
         def put_back() -> Path:
+            if done:
+                return done[0]
             lines = {name: b"" for name in added}
             lines |= {name: _content(file) for name, file in opened.items()}
             lines |= {n: lines[n] + text.encode() for n, text in added.items()}
@@ -69,9 +75,10 @@ def remembered(directory: Path, growing: tuple[str, ...]) -> Iterator[Memory]:
                 for name, content in ordered:
                     (target / name).parent.mkdir(parents=True, exist_ok=True)
                     files.replace_bytes(target / name, content)
+            done.append(target)
             return target
 
-        yield Memory(take, add, put_back)
+        yield Memory(take, add, put_back, lambda: bool(done))
 
 
 def _is_config(item: tuple[str, bytes]) -> bool:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import numpy as np
 
 from bilevel.datasets import files, manifest
 from bilevel.experiments import (
@@ -31,6 +32,7 @@ from bilevel.experiments import (
     folders,
     journal,
     logs,
+    messages,
     metrics,
     rescue,
     step_folder,
@@ -189,25 +191,22 @@ def open_run(
         return metrics.read(directory / METRICS)
 
     def record_data(*, split_seed: int | None = None, **arrays: Tree) -> None:
+        if not is_held():
+            raise FolderError(_deleted(directory, memory.put_back()))
         with folders.folder_errors(directory):
             _record_data(directory / DATA, arrays, split_seed)
             memory.take()
 
     def finish(summary: Mapping[str, Any]) -> None:
         result = metrics.plain(summary, "summary")
-        checkpoints.wait()
+        (checkpoints.wait if is_held() else checkpoints.abandon)()
         target = directory if is_held() else memory.put_back()
         _write_summary(target, result, lines.seconds())
         if not is_held():
             raise FolderError(
-                f"{_deleted(directory, target)} with metrics and summary; the states"
+                f"{_deleted(directory, target)}, with metrics and summary; the states"
                 " are lost"
             )
-
-    def path(name: str) -> Path:
-        with folders.folder_errors(directory):
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        return directory / name
 
     growing = (METRICS, DIGESTS, logs.NAME)
     with (
@@ -218,11 +217,16 @@ def open_run(
         put_back_if_deleted = functools.partial(
             _put_back_if_deleted, directory, is_held, memory, lines.seconds
         )
+        with folders.folder_errors(directory):
+            memory.take()
         if restore_step is not None:
             _go_back(folder, restore_step)
-        with checkpoint.open_checkpoints(
-            folder, save_every, seconds=save_seconds
-        ) as checkpoints:
+        with (
+            checkpoint.open_checkpoints(
+                folder, save_every, seconds=save_seconds
+            ) as checkpoints,
+            _put_back_at_the_end(directory, is_held, memory, checkpoints),
+        ):
             yield Run(
                 directory=directory,
                 data_dir=None if data_dir is None else Path(data_dir),
@@ -232,8 +236,14 @@ def open_run(
                 metrics=logged,
                 record_data=record_data,
                 finish=finish,
-                path=path,
+                path=functools.partial(_path, directory),
             )
+
+
+def _path(directory: Path, name: str) -> Path:
+    with folders.folder_errors(directory):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+    return directory / name
 
 
 def _go_back(folder: Path, step: int) -> None:
@@ -257,7 +267,7 @@ def _record_data(path: Path, arrays: Mapping[str, Tree], seed: int | None) -> No
     """
     stored = json.loads(path.read_text()) if path.exists() else {}
     found = {
-        f"{name}{leaf}": manifest.fingerprint(digests.data_of(value))
+        f"{name}{leaf}": manifest.fingerprint(_as_it_is(value))
         | ({} if seed is None else {"split_seed": seed})
         for name, tree in arrays.items()
         for leaf, value in digests.named_leaves(tree).items()
@@ -288,6 +298,11 @@ def _last_state(folder: Path) -> dict[str, Any]:
         "state_sha256": digests.digest_of(sealed.records),
         "best_step": step_folder.best_step(folder),
     }
+
+
+def _as_it_is(value: Any) -> Any:
+    """An array in its own type: JAX would narrow 64 bits, and miss a difference."""
+    return value if isinstance(value, np.ndarray) else digests.data_of(value)
 
 
 def _write_summary(directory: Path, result: Any, seconds: float) -> None:
@@ -323,24 +338,53 @@ def _put_back_if_deleted(
             return
     checkpoints.abandon()
     target = memory.put_back()
+    try:
+        _save_anew(target, step, state, seconds())
+    except checkpoint.CheckpointError:
+        # A save that was under way is still busy there; its end may take minutes, so
+        # that it is waited for only if need be.
+        with contextlib.suppress(checkpoint.CheckpointError):
+            checkpoints.wait()
+        _save_anew(target, step, state, seconds())
+    raise FolderError(
+        f"{_deleted(directory, target)}, with the state of step {step}; earlier states"
+        f" are lost. The same command with --workdir={target} goes on"
+    )
+
+
+@contextlib.contextmanager
+def _put_back_at_the_end(
+    directory: Path,
+    is_held: Callable[[], bool],
+    memory: rescue.Memory,
+    checkpoints: checkpoint.Checkpoints,
+) -> Iterator[None]:
+    """Puts a folder back that was deleted after the last save, or without one."""
+    try:
+        yield
+    finally:
+        if not (is_held() or memory.is_back()):
+            checkpoints.abandon()
+            with contextlib.suppress(FolderError):  # what ends the run is said already
+                target = memory.put_back()
+                messages.say(f"{_deleted(directory, target)}; states are lost")
+
+
+def _save_anew(target: Path, step: int, state: Tree, seconds: float) -> None:
     step_folder.remove_unsaved(target / CHECKPOINTS, mark=None)  # half deleted
     with (
         folders.locked(target),
         checkpoint.open_checkpoints(target / CHECKPOINTS) as fresh,
     ):
         digest = fresh.save(step, state, force=True)
-        line = metrics.line(step, seconds(), {"sha256": digest})
+        line = metrics.line(step, seconds, {"sha256": digest})
         metrics.append(target / DIGESTS, line)
-    raise FolderError(
-        f"{_deleted(directory, target)} with the state of step {step}; earlier states"
-        f" are lost. The same command with --workdir={target} goes on"
-    )
 
 
 def _deleted(directory: Path, target: Path) -> str:
     return (
         f"{directory} was deleted while the run was writing to it; what was in memory"
-        f" is in {target} again,"
+        f" is in {target} again"
     )
 
 

@@ -1,11 +1,12 @@
 """A table of runs: what differs between their configurations, and what came out."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.experiments import config, folders
+from bilevel.experiments import config, folders, metrics
 from bilevel.experiments.loaded import LoadedRun, load_run
 
 
@@ -50,7 +51,14 @@ def collect(directory: Path, metric: str, highest: bool = False) -> list[Row]:
     paths = find(directory)
     if not paths:
         raise folders.FolderError(f"there is no run in {directory}")
-    rows = [_row(path, directory, metric, highest) for path in paths]
+    rows = []
+    for path in paths:
+        try:
+            rows.append(_row(path, directory, metric, highest))
+        except (folders.FolderError, metrics.MetricsError) as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    if not rows:
+        raise folders.FolderError(f"there is no run in {directory} that can be read")
     if all(math.isnan(row.best) for row in rows):
         known = sorted(
             {name for row in rows for one in row.run.metrics for name in one}

@@ -5,11 +5,12 @@ starts/<n>/environment.json  see `environment.record`
 starts/<n>/source.json       see `source.record`; of bilevel too, if it is elsewhere
 starts/<n>/diff.patch        from the commit to the code that ran
 starts/<n>/bilevel.patch     the same of bilevel, if it has a repository of its own
-starts/<n>/program.py.txt    the program, where there is no commit
+starts/<n>/program.py.txt    the program, where commit and diff are not all
 starts/<n>/cells.py.txt      the cells of a notebook that were run before, in order
 """
 
 import datetime
+import hashlib
 import json
 import shutil
 import sys
@@ -37,11 +38,16 @@ class Start(NamedTuple):
 
 
 def record(
-    directory: Path, program: str, argv: Sequence[str], flags: Mapping[str, Any]
+    directory: Path,
+    program: str,
+    argv: Sequence[str],
+    flags: Mapping[str, Any],
+    *,
+    is_launched: bool = True,
 ) -> None:
     """Records a start (see `write`), and says what is not as it should be, or was."""
     before = read_all(directory)
-    now = write(directory, program, argv, flags)
+    now = write(directory, program, argv, flags, is_launched=is_launched)
     lock, numbers = now.environment["lock"], now.environment["random_numbers"]
     if lock is None:
         message = "no requirements.lock: versions are recorded, not checked"
@@ -50,9 +56,12 @@ def record(
         message = f"packages differ from {lock['file']}:"
         messages.warn(directory, message, lock["mismatches"])
     for name, code in now.source.items():
-        if code and code.get("left_out"):
-            message = f"not in the recorded source of {name}:"
-            messages.warn(directory, message, code["left_out"])
+        if code and code["commit"] is None:
+            message = "no git commit: of the code, the program's own file is recorded"
+            messages.warn(directory, message)
+        elif code and not code["is_complete"]:
+            message = f"the recorded source of {name} is not complete:"
+            messages.warn(directory, message, _missing(code))
     if numbers != "as expected":
         message = "random numbers are not those of bilevel's record:"
         messages.warn(directory, message, numbers)
@@ -60,14 +69,13 @@ def record(
         messages.warn(directory, "since the run was started last:", changes)
 
 
-def cells(directory: Path) -> str | None:
-    """Returns the cells of the notebook that a run was first started from, or None."""
-    path = directory / _STARTS / "1" / _CELLS
-    return path.read_text() if path.exists() else None
-
-
 def write(
-    directory: Path, program: str, argv: Sequence[str], flags: Mapping[str, Any]
+    directory: Path,
+    program: str,
+    argv: Sequence[str],
+    flags: Mapping[str, Any],
+    *,
+    is_launched: bool = True,
 ) -> Start:
     """Records a start.
 
@@ -78,20 +86,28 @@ def write(
       program: the file of the program.
       argv: the command line, program name first.
       flags: the flags that every program has, by name.
+      is_launched: by `bilevel.launch`, so that the command starts it again. Otherwise
+        the cells of a notebook, if there is one, are recorded.
 
     Raises:
       FolderError: the disk refuses.
     """
+    cells = "" if is_launched else _cells_run_so_far()
+    text = cells or _text(program)
     lock = environment.find_lock(program)
     code, library = source.record(program), _library_source(program)
     start = Start(
         {
             "argv": list(argv),
             "flags": dict(flags),
+            "is_launched": is_launched,
             "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         },
         environment.record(lock),
-        {"program": code.record, "bilevel": library and library.record},
+        {
+            "program": code.record | {"sha256": _sha256(text)},
+            "bilevel": library and library.record,
+        },
     )
     with folder_errors(directory):
         folder = directory / _STARTS / str(len(read_all(directory)) + 1)
@@ -101,11 +117,10 @@ def write(
         _write_diff(folder / _DIFF, code.diff)
         if library is not None:
             _write_diff(folder / _LIBRARY, library.diff)
-        if code.record["commit"] is None and Path(program).is_file():
-            text = Path(program).read_text(errors="replace")
+        if cells:
+            files.replace_text(folder / _CELLS, cells)
+        elif text and not code.record["is_complete"]:
             files.replace_text(folder / _PROGRAM, text)
-        if text := _cells_run_so_far():
-            files.replace_text(folder / _CELLS, text)
         # The command last: a start without one was cut short.
         _write(folder / _SOURCE, start.source)
         _write(folder / _ENVIRONMENT, start.environment)
@@ -148,17 +163,37 @@ def _cells_run_so_far() -> str:
 def _code_difference(which: str, before: Start, now: Start) -> list[str]:
     old, new = before.source.get(which) or {}, now.source.get(which) or {}
     name = "code" if which == "program" else "code of bilevel"
-    if "tree" not in old and "tree" not in new:
-        return []  # not from a repository: compared by their versions
-    if old.get("tree") == new.get("tree"):
+    trees = [one.get("tree") for one in (old, new)]
+    if None not in trees:
+        is_same = trees[0] == trees[1]
+    else:  # all that is known is the file of the program
+        is_same = old.get("sha256") == new.get("sha256") and trees[0] == trees[1]
+    if is_same:
         return []
-    texts = [_state(one) for one in (old, new)]
-    return [f"{name}: {texts[0]} -> {texts[1]}"]
+    return [f"{name}: {_state(old)} -> {_state(new)}"]
+
+
+def _missing(code: Mapping[str, Any]) -> list[str]:
+    """Why commit and diff are not all of a source."""
+    reason = code.get("reason") or "the changes are larger than a record may be"
+    return list(code.get("left_out") or [reason])
+
+
+def _text(program: str) -> str:
+    path = Path(program)
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _state(record: Mapping[str, Any]) -> str:
     if record.get("commit") is None:
-        return "no commit"
+        known = (
+            f", program sha256 {record['sha256'][:12]}" if "sha256" in record else ""
+        )
+        return f"no commit{known}"
     dirty = " with changes" if record["is_dirty"] else ""
     return f"commit {record['commit'][:12]}{dirty}"
 

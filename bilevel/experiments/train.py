@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bilevel.experiments.progress import progress
@@ -46,7 +47,8 @@ def train(
 
     Raises:
       KeyboardInterrupt: Ctrl-C, or a callback ended the run; the state is saved.
-      FloatingPointError: the metric is not finite; the last finite state is saved.
+      FloatingPointError: the metric, the inner or the outer variable is not finite;
+        the states that are saved are.
 
     Example:
       ```
@@ -70,10 +72,15 @@ def train(
                 **{name: column[index] for name, column in rows.items()},
             )
         value = None if metric is None else rows[metric][-1]
-        if value is not None and not np.isfinite(value):
+        # The metric is that of the state before the last step.
+        bad = [] if value is None or np.isfinite(value) else [f"{metric} = {value}"]
+        bad += [] if _is_finite((state.inner, state.outer)) else ["the state"]
+        if bad:
             raise FloatingPointError(
-                f"{metric} is {value} at step {step}; the last state that was saved is"
-                " finite: resume from it with a smaller learning rate"
+                f"not finite at step {step}: {', '.join(bad)}. The states that were"
+                " saved are finite: start from one of them in another folder,"
+                f" load_run({str(run.directory)!r}).state(template), with a smaller"
+                " learning rate, say"
             )
         run.save(step, state, force=step >= num_steps, metric=value)
 
@@ -96,6 +103,12 @@ def train(
     if int(state.step) < num_steps:
         raise KeyboardInterrupt
     return state
+
+
+@jax.jit
+def _is_finite(tree: Any) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(x).all() for x in leaves]).all()
 
 
 def scalars(infos: Any) -> dict[str, np.ndarray]:

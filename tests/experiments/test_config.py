@@ -173,3 +173,23 @@ def test_what_the_class_itself_refuses():
 
     with pytest.raises(config.ConfigError, match=r"^Pair: low is above high$"):
         config.replace(Pair(), {"low": 2})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Texts:
+    name: str | None = None
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "none"}, "'none' is no text here"),
+        ({"name": "None"}, "'none' is no text here"),
+        ({"names": ("a,b", "c")}, "has no commas and is not empty"),
+        ({"names": ("",)}, "has no commas and is not empty"),
+    ],
+)
+def test_texts_that_a_flag_cannot_say_are_refused(values, message):
+    with pytest.raises(config.ConfigError, match=message):
+        config.checked(Texts(**values))

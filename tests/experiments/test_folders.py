@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from bilevel.experiments import config
+from bilevel.experiments import config, folders
 from bilevel.experiments.folders import (
     FolderError,
     claim,
@@ -45,7 +45,7 @@ def test_record_of_a_new_run(tmp_path):
     }
     assert read_config(directory) == {"rate": 0.1, "widths": [2, 3]}
     assert (directory / "config.py.txt").read_text() == "# text"
-    names = {"config.json", "config.py.txt", ".gitignore"}
+    names = {"config.json", "config.py.txt", ".gitignore", ".lock"}
     assert {one.name for one in directory.iterdir()} == names
 
 
@@ -102,3 +102,20 @@ def test_folder_that_cannot_be_written(make):
         FolderError, match="cannot write to /proc/bilevel: it is gone or"
     ):
         make(folder, Config())
+
+
+def test_two_processes_that_claim_at_once(tmp_path, monkeypatch):
+    """The one that is second compares; it does not write over the first one's."""
+    directory = tmp_path / "a"
+    others = iter([config.of(seed=1)])
+    lock = folders.locked
+
+    def slower(path):
+        for other in others:
+            assert claim(path, other) == "new"
+        return lock(path)
+
+    monkeypatch.setattr(folders, "locked", slower)
+    with pytest.raises(FolderError, match="seed: 1 -> 2"):
+        claim(directory, config.of(seed=2))
+    assert read_config(directory) == {"seed": 1}

@@ -24,7 +24,10 @@ from bilevel.experiments import environment, metrics, run_folder, starts
 from bilevel.experiments.launch import launch
 
 REPOSITORY = Path(bilevel.experiments.__file__).parents[2]
-NO_LOCK = "warning: no requirements.lock: versions are recorded, not checked\n"
+NO_RECORD = """\
+warning: no requirements.lock: versions are recorded, not checked
+warning: no git commit: of the code, the program's own file is recorded
+"""
 
 CONFIG = '''
 """A random walk; command: python walk.py --config=walk_config.py."""
@@ -122,7 +125,7 @@ def test_config_and_run_reach_main(start, folder):
     arguments = ["--cfg.rate=0.05", "--workdir=a", "--data_dir=data"]
     code, said = start(main, *arguments)
     assert code == 0
-    head, last = f"new run in a\n{NO_LOCK}", said.splitlines()[-1]
+    head, last = f"new run in a\n{NO_RECORD}", said.splitlines()[-1]
     assert said == f"{head}{last}\n"
     assert re.fullmatch(r"finished: loss 0\.5, time [\d.]+; all of it in a", last)
     assert (folder / "a" / "figures" / "metrics.png").exists()
@@ -328,6 +331,20 @@ def test_no_secret_is_written(start, folder, monkeypatch):
     assert not [one for one in files if secret.encode() in one.read_bytes()]
 
 
+def test_interrupt_after_going_back_does_not_go_back_again(start):
+    def main(config, run):
+        run.restore({"x": jnp.ones(2)})
+        for step in (2, 3):
+            run.save(step, {"x": jnp.ones(2)}, force=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    assert start(main, "--workdir=a")[0] == 130
+    code, said = start(main, "--workdir=a", "--restore_step=2")
+    assert code == 130
+    assert "--restore_step" not in said
+
+
 def test_main_that_does_not_finish(start):
     code, said = start(lambda config, run: None, "--workdir=a")
     assert code == 0
@@ -342,7 +359,7 @@ def test_interrupt_prints_the_command_that_resumes(start):
 
     code, said = start(main, "--cfg.rate=0.2")
     assert code == 130
-    first, _, second, command = said.splitlines()
+    first, *_, second, command = said.splitlines()
     assert first.startswith("new run in runs/walk-20")
     name = first.removeprefix("new run in ")
     assert second == f"interrupted; the run in {name} is resumed by"
@@ -450,9 +467,8 @@ def test_killed_run_resumes_to_the_same_bits(program, run_program):
         code, out, said = process.output()
         assert (code, out) == (0, "done\n")
         assert said.startswith(first)
-        assert said.splitlines()[1] == NO_LOCK.rstrip()
-        assert said.splitlines()[2].startswith("finished: first ")
-        assert said.count("\n") == 3
+        assert said.split("\n", 1)[1].startswith(f"{NO_RECORD}finished: first ")
+        assert said.count("\n") == 4
 
     folders = [program / name for name in ("whole", "killed")]
     first, second = (json.loads((f / "summary.json").read_text()) for f in folders)

@@ -52,3 +52,14 @@ def test_a_method_that_starts_anew_is_no_way_back():
     (panel,) = plots.make({"a": rows}, ["loss"]).axes
     (line,) = panel.get_lines()
     np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, math.nan, 0, 1])
+
+
+def test_a_run_has_one_colour_and_a_place_in_the_legend():
+    both = {
+        "a": [{"step": 1, "loss": 1.0}],
+        "b": [{"step": 1, "loss": 2.0, "accuracy": 0.5}],
+    }
+    first, second = plots.make(both, ["accuracy", "loss"]).axes
+    (alone,) = first.get_lines()
+    assert alone.get_color() == second.get_lines()[1].get_color() == "C1"
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["a", "b"]

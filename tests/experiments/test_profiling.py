@@ -86,7 +86,7 @@ def test_scopes_are_in_the_compiled_program():
 def test_profile_of_a_program(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, "program.py", "--workdir=a", "--profile=10"],
+        [sys.executable, "program.py", "--workdir=a b", "--profile=10"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -94,7 +94,7 @@ def test_profile_of_a_program(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "a" / "profile"
+    folder = tmp_path / "a b" / "profile"
     table = (folder / "table.txt").read_text()
     assert "profile of steps 6 to 15:\n" + table.rstrip() in done.stderr
     rows = {
@@ -107,6 +107,24 @@ def test_profile_of_a_program(tmp_path):
     assert rows["inner_solve"] > rows["adjoint"] > 0
     assert rows["certificate"] > 0
     assert list(folder.glob("trace/**/*.trace.json.gz"))
-    assert len((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()) == 30
-    flags = json.loads((tmp_path / "a/starts/1/environment.json").read_text())
+    assert list(folder.glob("hlo/*.txt"))
+    assert {one.name for one in tmp_path.iterdir()} == {"program.py", "a b"}
+    assert len((tmp_path / "a b" / "metrics.jsonl").read_text().splitlines()) == 30
+    flags = json.loads((tmp_path / "a b/starts/1/environment.json").read_text())
     assert "--xla_dump_to" in flags["variables"]["XLA_FLAGS"]
+
+
+def test_a_run_that_ends_early_has_its_profile(tmp_path):
+    said = []
+    programs = tmp_path / "programs"
+    with profiling.profiler(tmp_path, programs, 20, said.append) as look:
+        look(5)
+        jnp.ones(3).block_until_ready()
+        look(10)
+    assert said[-1].startswith("profile of steps 6 to 10:")
+    with profiling.profiler(tmp_path, programs, 20, said.append) as look:
+        look(5)
+    assert said[-1] == "no profile: the run ended at step 5, where the trace began"
+    with profiling.profiler(tmp_path, programs, 20, said.append):
+        pass
+    assert said[-1].startswith("no profile: run.save")

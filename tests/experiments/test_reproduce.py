@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bilevel
+from bilevel import load_run
 from bilevel.__main__ import main
 from bilevel.experiments import reproduce
 from bilevel.experiments.reproduce import ReproduceError
@@ -180,6 +181,32 @@ def test_other_package_and_threads_but_the_same_bits(again, recorded):
         "  threads: 1 -> 3\n"
         f"  package jax: 0.0.1 -> {running}\n"
     )
+
+
+def test_a_repetition_that_does_less_is_not_the_same(recorded, tmp_path):
+    shorter = tmp_path / "run"
+    shutil.copytree(recorded / "run", shorter)
+    for name in ("metrics.jsonl", "digests.jsonl"):
+        lines = (shorter / name).read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= 8]
+        (shorter / name).write_text("".join(kept))
+    record, again = load_run(recorded / "run"), load_run(shorter)
+    found = reproduce.compare(record, again)
+    assert found.first_difference == "the record ended at step 10, now ended at step 8"
+    assert reproduce.compare(record, again, 8).first_difference is None
+
+
+def test_results_are_compared_but_for_times(recorded, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(recorded / "run", other)
+    path = other / "summary.json"
+    summary = json.loads(path.read_text())
+    record = load_run(recorded / "run")
+    record.summary["result"] = {"rows": {"w": 1.0, "seconds": 3.0}}
+    for w, expected in ((1.0, None), (2.0, "result.rows.w was 1.0, is 2.0")):
+        summary["result"] = {"rows": {"w": w, "seconds": 4.0}}
+        path.write_text(json.dumps(summary))
+        assert reproduce.compare(record, load_run(other)).first_difference == expected
 
 
 def test_program_that_fails(again, recorded):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 
@@ -93,3 +94,19 @@ def test_environment_command(capsys, tmp_path, monkeypatch):
     (tmp_path / "requirements.lock").write_text("jax>=0.1\n")
     assert main(["environment"]) == 2
     assert "expected 'name==version ; marker'" in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_left_out(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "runs")
+    (tmp_path / "runs" / "model").mkdir()
+    (tmp_path / "runs" / "model" / "config.json").write_text('{"layers": 3}')
+    with pytest.warns(UserWarning, match=r"left out: .*config\.json is damaged"):
+        rows = runs.collect(tmp_path / "runs", "loss")
+    assert len(rows) == len(runs.collect(folder, "loss"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(FolderError, match=r"no run in .* that can be read"),
+    ):
+        runs.collect(tmp_path / "other", "loss")

@@ -1,5 +1,7 @@
 """A recorded run without a command line."""
 
+import logging
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -35,7 +37,8 @@ def test_start_is_recorded_and_resumed(tmp_path, capsys):
     loaded = load_run(folder)
     assert loaded.config == {"seed": 0}
     first, second = loaded.starts
-    assert first.command["argv"] == []
+    assert first.command["argv"] == sys.argv
+    assert first.command["is_launched"] is False
     assert first.command["flags"]["save_every"] == 7
     assert second.environment["packages"]["jax"]
     assert "new run in" in (folder / "log.txt").read_text()
@@ -62,7 +65,9 @@ def test_cells_of_a_notebook_are_its_program(tmp_path, monkeypatch):
         run.log(1, loss=0.5)
     text = (tmp_path / "a" / "starts" / "1" / "cells.py.txt").read_text()
     assert text == "# In [1]:\nimport bilevel\n\n# In [2]:\nrun_with(cfg)\n"
-    with pytest.raises(reproduce.ReproduceError, match=r"made in a notebook: run the"):
+    with pytest.raises(
+        reproduce.ReproduceError, match=r"not made by bilevel\.launch but"
+    ):
         reproduce.reproduce(tmp_path / "a")
 
 
@@ -80,3 +85,28 @@ def test_bad_input(tmp_path):
         start_run(config.of(seed=1), tmp_path / "a"),
     ):
         pass
+
+
+def test_log_and_figure(tmp_path):
+    with start_run(CFG, tmp_path / "a") as run:
+        run.log(1, loss=0.5)
+        logging.getLogger("somebody").warning("disk is slow")
+        run.finish({})
+    assert "disk is slow" in (tmp_path / "a" / "log.txt").read_text()
+    assert (tmp_path / "a" / "figures" / "metrics.png").exists()
+
+
+def test_program_is_that_of_the_script(tmp_path):
+    program = tmp_path / "script.py"
+    program.write_text(SCRIPT)
+    command = [sys.executable, str(program), str(tmp_path / "a")]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    assert (tmp_path / "a/starts/1/program.py.txt").read_text() == SCRIPT
+
+
+SCRIPT = """
+import sys
+from bilevel.experiments import config, start_run
+with start_run(config.of(seed=0), sys.argv[1]) as run:
+    run.log(1, loss=0.5)
+"""

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import bilevel
-from bilevel.experiments import environment, starts
+from bilevel.experiments import environment, source, starts
 from bilevel.experiments.folders import FolderError
 from bilevel.experiments.starts import Start
 
@@ -27,6 +28,7 @@ def _recorded(monkeypatch, tmp_path):
         monkeypatch.setenv(f"GIT_{who}_NAME", "A")
         monkeypatch.setenv(f"GIT_{who}_EMAIL", "a@example.org")
     record = {"threads": 2, "packages": {"jax": "1"}, "python": "3.11"}
+    record["random_numbers"] = "as expected"
     monkeypatch.setattr(
         environment, "record", lambda lock: {**record, "lock": lock and lock.name}
     )
@@ -256,3 +258,25 @@ def test_real_environment(directory, program, monkeypatch):
     is_clone = (Path(starts.__file__).parents[2] / ".git").exists()
     has_git = shutil.which("git") is not None
     assert (written.source["bilevel"] is not None) == (is_clone and has_git)
+
+
+def test_program_outside_of_git_that_changed(directory, program, capsys):
+    program.write_text("x = 1")
+    starts.record(directory, str(program), [], {})
+    assert "no git commit: of the code, the program's own" in capsys.readouterr().err
+    starts.record(directory, str(program), [], {})
+    assert "since the run was started last" not in capsys.readouterr().err
+    program.write_text("x = 2")
+    starts.record(directory, str(program), [], {})
+    said = capsys.readouterr().err
+    assert re.search(r"code: no commit, program sha256 \w{12} -> no commit", said)
+
+
+def test_source_that_is_too_large_is_said(directory, tmp_path, monkeypatch, capsys):
+    program = repository(tmp_path / "top")
+    program.write_text("x = 2")
+    monkeypatch.setattr(source, "_LIMIT", 3)
+    starts.record(directory, str(program), [], {})
+    said = capsys.readouterr().err
+    assert "the recorded source of program is not complete:\n  the changes are" in said
+    assert (directory / "starts" / "1" / "program.py.txt").read_text() == "x = 2"

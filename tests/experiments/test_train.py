@@ -118,10 +118,25 @@ def test_a_loss_that_is_not_finite(folder):
 
     with open_run(folder) as run:
         with pytest.raises(
-            FloatingPointError, match="value is inf at step 2; the last"
+            FloatingPointError, match="not finite at step 2: value = inf, the state"
         ):
             train(run, SOLVER, start(), bad, num_steps=7, chunk_size=2)
     assert step_folder.steps(folder / "ckpt") == [0]
     first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert first["value"] == "Infinity"
     assert np.isinf(lines(folder)[0]["value"])
+
+
+def test_a_state_that_is_not_finite_is_not_saved(folder):
+    """The metric of a step is that of the state before it."""
+    problem = Problem(
+        lambda w, x, batch: (w - x) ** 2, lambda w, x, batch: jnp.sqrt(jnp.abs(w - 3))
+    )
+    solver = solvers.two_loop(problem, outer_optimizer=optax.sgd(0.1))
+    first = solver.init(jnp.float32(3), jnp.float32(3), jax.random.key(0))
+    with open_run(folder) as run:
+        with pytest.raises(
+            FloatingPointError, match=r"not finite at step 1: the state"
+        ):
+            train(run, solver, first, Batches(), num_steps=5, chunk_size=1)
+        assert step_folder.steps(folder / "ckpt") == [0]
