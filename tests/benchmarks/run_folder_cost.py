@@ -71,7 +71,7 @@ def recorded(cfg: Any, folder: Path) -> tuple[float, float, float]:
 def unrecorded(cfg: Any, folder: Path) -> tuple[float, float, float]:
     """The same without a folder; the metrics are kept in a list."""
     lines: list[dict[str, Any]] = []
-    folder.mkdir()
+    (folder / "figures").mkdir(parents=True)
     run = Run(
         directory=folder,
         data_dir=None,
