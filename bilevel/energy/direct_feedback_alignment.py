@@ -1,5 +1,7 @@
 """Direct feedback alignment: the output's error goes to every layer at once."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -43,7 +45,7 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
     def init(key: jax.Array, inputs: jax.Array) -> Aligned:
         forward, backward = jax.random.split(key)
         params = network.init(forward, inputs)
-        *hidden, outputs = jax.eval_shape(_pre_activations, params, inputs)
+        *hidden, outputs = jax.eval_shape(pre_activations_of, params, inputs)
         if outputs.ndim != 2:
             raise ValueError(
                 "direct_feedback_alignment: expected outputs [B, n], got the shape "
@@ -58,7 +60,7 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
             ],
         )
 
-    def _pre_activations(params: list[Tree], inputs: jax.Array) -> list[jax.Array]:
+    def pre_activations_of(params: list[Tree], inputs: jax.Array) -> list[jax.Array]:
         found = [network.blocks[0](params[0], inputs)]
         for block, own in zip(network.blocks[1:], params[1:], strict=True):
             found.append(block(own, f(found[-1])))
@@ -68,7 +70,7 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
         params: Aligned, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
     ) -> tuple[tuple[jax.Array, jax.Array], Aligned]:
         del key
-        pre_activations = _pre_activations(params.forward, inputs)
+        pre_activations = pre_activations_of(params.forward, inputs)
         outputs = pre_activations[-1]
 
         def loss(outputs: jax.Array) -> jax.Array:
@@ -97,5 +99,5 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
 def _feedback(
     key: jax.Array, num_outputs: int, shape: tuple[int, ...], dtype: jnp.dtype
 ) -> jax.Array:
-    size = jnp.sqrt(jnp.asarray(jnp.prod(jnp.array(shape)), dtype))
-    return jax.random.uniform(key, (num_outputs, *shape), dtype, -1, 1) / size
+    uniform = jax.random.uniform(key, (num_outputs, *shape), dtype, -1, 1)
+    return uniform / math.sqrt(math.prod(shape))

@@ -21,7 +21,9 @@ from bilevel.experiments import config
 Status: TypeAlias = Literal["new", "unfinished", "finished"]
 
 CONFIG, SOURCE, SUMMARY = "config.json", "config.py.txt", "summary.json"
-_IGNORE, LOCK = ".gitignore", ".lock"
+METRICS, DIGESTS, DATA = "metrics.jsonl", "digests.jsonl", "data.json"
+CHECKPOINTS = "ckpt"
+IGNORE, LOCK = ".gitignore", ".lock"
 _FORMAT = 1
 
 
@@ -89,7 +91,7 @@ def claim(directory: Path, cfg: Any, *, source: str = "") -> Status:
     with locked(directory), folder_errors(directory):
         if record.exists():  # another process was quicker
             return claim(directory, cfg, source=source)
-        (directory / _IGNORE).write_text("*\n")
+        (directory / IGNORE).write_text("*\n")
         files.replace_text(directory / SOURCE, source)
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         files.replace_text(record, text)

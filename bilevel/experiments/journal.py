@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.experiments import folders, metrics, step_folder
-from bilevel.experiments.folders import FolderError
+from bilevel.experiments.folders import CHECKPOINTS, DIGESTS, METRICS, FolderError
 from bilevel.experiments.rescue import Memory
-
-METRICS, DIGESTS = "metrics.jsonl", "digests.jsonl"
-CHECKPOINTS = "ckpt"
 
 
 class StoppedAfter(KeyboardInterrupt):

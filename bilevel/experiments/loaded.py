@@ -8,9 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from bilevel.experiments import (
     checkpoint,
     folders,
-    journal,
     metrics,
-    run_folder,
     step_folder,
 )
 from bilevel.experiments import starts as starts_of
@@ -60,7 +58,7 @@ class LoadedRun(NamedTuple):
         Raises:
           CheckpointError: there is none, it is damaged, or it does not fit.
         """
-        return checkpoint.load(self.directory / journal.CHECKPOINTS, template, step)
+        return checkpoint.load(self.directory / folders.CHECKPOINTS, template, step)
 
 
 def load_run(path: str | os.PathLike[str]) -> LoadedRun:
@@ -84,13 +82,13 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
       ```
     """
     directory = Path(path).absolute()
-    checkpoints = directory / journal.CHECKPOINTS
+    checkpoints = directory / folders.CHECKPOINTS
     return LoadedRun(
         directory=directory,
         config=folders.read_config(directory),
-        metrics=metrics.read(directory / journal.METRICS),
+        metrics=metrics.read(directory / folders.METRICS),
         summary=_json(directory / folders.SUMMARY),
-        data=_json(directory / run_folder.DATA) or {},
+        data=_json(directory / folders.DATA) or {},
         starts=starts_of.read_all(directory),
         steps=step_folder.steps(checkpoints),
         best_step=step_folder.best_step(checkpoints),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bilevel.datasets import files
-from bilevel.experiments import messages, metrics
+from bilevel.experiments import folders, messages, metrics
 
 _COLUMNS = 3
 _LINES = 10  # more runs than this are not told apart by a legend
@@ -57,7 +57,7 @@ def draw_run(directory: Path) -> None:
     if not has_matplotlib():
         return
     try:
-        lines = by_text(metrics.read(directory / "metrics.jsonl"), directory.name)
+        lines = by_text(metrics.read(directory / folders.METRICS), directory.name)
         draw(lines, directory / "figures" / "metrics.png")
     except Exception as error:
         messages.say(f"no figure of the metrics: {error}", directory)

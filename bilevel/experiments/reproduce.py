@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.experiments import config, folders, journal, metrics, source, starts
+from bilevel.experiments import config, folders, metrics, source, starts
 from bilevel.experiments.loaded import LoadedRun, load_run
 
 
@@ -124,7 +124,7 @@ def compare(
     last = last if steps is None else min(last, steps)
     lines = [_until(one.metrics, last) for one in (record, again)]
     digests = [
-        _until(metrics.read(one.directory / journal.DIGESTS), last)
+        _until(metrics.read(one.directory / folders.DIGESTS), last)
         for one in (record, again)
     ]
     found = [
@@ -170,7 +170,7 @@ def _flags(record: LoadedRun, path: Path) -> list[str]:
     }
     options = record.starts[0].command["flags"]
     is_deterministic = "" if options["deterministic"] else "no"
-    saved = metrics.read(record.directory / journal.DIGESTS)
+    saved = metrics.read(record.directory / folders.DIGESTS)
     steps = ",".join(str(line["step"]) for line in saved)
     file = path.resolve() / folders.SOURCE
     has_file = bool(file.read_text())  # else the program had one of its own
@@ -206,7 +206,7 @@ def _data_text(entry: Mapping[str, Any] | None) -> str:
 
 
 def _last_step(run: LoadedRun) -> int:
-    lines = [*run.metrics, *metrics.read(run.directory / journal.DIGESTS)]
+    lines = [*run.metrics, *metrics.read(run.directory / folders.DIGESTS)]
     return max((line["step"] for line in lines), default=0)
 
 

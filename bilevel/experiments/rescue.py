@@ -3,12 +3,30 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from bilevel.datasets import files
-from bilevel.experiments import folders
+from bilevel.experiments import (
+    checkpoint,
+    folders,
+    logs,
+    messages,
+    metrics,
+    step_folder,
+)
+from bilevel.experiments.folders import CHECKPOINTS, DIGESTS, FolderError
 
-_STARTS = "starts/*/*"
+Tree: TypeAlias = Any
+
+_GROWING = (folders.METRICS, folders.DIGESTS, logs.NAME)
+_SMALL = (
+    folders.IGNORE,
+    folders.CONFIG,
+    folders.SOURCE,
+    folders.DATA,
+    folders.SUMMARY,
+    "starts/*/*",
+)
 
 
 class Memory(NamedTuple):
@@ -16,7 +34,7 @@ class Memory(NamedTuple):
 
     Attributes:
       take: `take()` remembers the files as they are; to be called when one was
-        replaced. What is appended to one of `growing` afterwards is known as well.
+        replaced. What is appended to a file with lines afterwards is known as well.
       add: `add(name, line)` remembers a line that could not be appended.
       put_back: `put_back()` writes the files anew, once, and returns where: the same
         folder, or a new one beside it if another run has taken its place.
@@ -30,14 +48,11 @@ class Memory(NamedTuple):
 
 
 @contextlib.contextmanager
-def remembered(directory: Path, growing: tuple[str, ...]) -> Iterator[Memory]:
-    """Remembers the files of a folder.
+def remembered(directory: Path) -> Iterator[Memory]:
+    """Remembers the files of a folder that are ours; what a program adds may be large.
 
-    Args:
-      directory: the folder of a run.
-      growing: the names of files that lines are appended to. They may be long: they are
-        held open, not in memory, since an open file outlives its name (on Windows it
-        cannot be deleted at all).
+    Files that lines are appended to are held open, not in memory: an open file outlives
+    its name (on Windows it cannot be deleted at all).
 
     Yields:
       `Memory`. Its `put_back` raises `FolderError` if the disk refuses.
@@ -51,13 +66,11 @@ def remembered(directory: Path, growing: tuple[str, ...]) -> Iterator[Memory]:
 
         def take() -> None:
             stack.close()
-            for name in growing:
+            for name in _GROWING:
                 file = (directory / name).open("a+b")  # makes it if it is not there
                 opened[name] = stack.enter_context(file)
-            for path in (*directory.glob("*"), *directory.glob(_STARTS)):
-                name = str(path.relative_to(directory))
-                if path.is_file() and name not in (*growing, folders.LOCK):
-                    contents[name] = path.read_bytes()
+            for path in (one for name in _SMALL for one in directory.glob(name)):
+                contents[str(path.relative_to(directory))] = path.read_bytes()
 
         def add(name: str, line: str) -> None:
             added[name] = added.get(name, "") + line
@@ -79,6 +92,82 @@ def remembered(directory: Path, growing: tuple[str, ...]) -> Iterator[Memory]:
             return target
 
         yield Memory(take, add, put_back, lambda: bool(done))
+
+
+@contextlib.contextmanager
+def put_back_if_deleted(
+    directory: Path,
+    is_held: Callable[[], bool],
+    memory: Memory,
+    seconds: Callable[[], float],
+    checkpoints: checkpoint.Checkpoints,
+    step: int,
+    state: Tree,
+) -> Iterator[None]:
+    """Saves a state; if the folder was deleted, puts it back with this state.
+
+    Raises:
+      FolderError: it was deleted.
+    """
+    if is_held():
+        try:
+            yield
+        except checkpoint.CheckpointError:
+            if is_held():
+                raise
+        else:
+            return
+    checkpoints.abandon()
+    target = memory.put_back()
+    try:
+        _save_anew(target, step, state, seconds())
+    except checkpoint.CheckpointError:
+        # A save that was under way is still busy there; its end may take minutes, so
+        # that it is waited for only if need be.
+        with contextlib.suppress(checkpoint.CheckpointError):
+            checkpoints.wait()
+        _save_anew(target, step, state, seconds())
+    raise FolderError(
+        f"{deleted(directory, target)}, with the state of step {step}; earlier states"
+        f" are lost. The same command with --workdir={target} goes on"
+    )
+
+
+@contextlib.contextmanager
+def put_back_at_the_end(
+    directory: Path,
+    is_held: Callable[[], bool],
+    memory: Memory,
+    checkpoints: checkpoint.Checkpoints,
+) -> Iterator[None]:
+    """Puts a folder back that was deleted after the last save, or without one."""
+    try:
+        yield
+    finally:
+        if not (is_held() or memory.is_back()):
+            checkpoints.abandon()
+            with contextlib.suppress(FolderError):  # what ends the run is said already
+                target = memory.put_back()
+                messages.say(f"{deleted(directory, target)}; states are lost")
+
+
+def _save_anew(target: Path, step: int, state: Tree, seconds: float) -> None:
+    step_folder.remove_unsaved(target / CHECKPOINTS, mark=None)  # half deleted
+    with (
+        folders.locked(target),
+        checkpoint.open_checkpoints(target / CHECKPOINTS) as fresh,
+    ):
+        digest = fresh.save(step, state, force=True)
+        line = metrics.line(step, seconds, {"sha256": digest})
+        metrics.append(target / DIGESTS, line)
+
+
+def deleted(directory: Path, target: Path) -> str:
+    """Says what happened to a folder, and where its files are now."""
+    return (
+        f"{directory} was deleted while the run was writing to it; what was in memory"
+        f" is in {target} again"
+    )
 
 
 def _is_config(item: tuple[str, bytes]) -> bool:

@@ -31,18 +31,13 @@ from bilevel.experiments import (
     digests,
     folders,
     journal,
-    logs,
-    messages,
     metrics,
     rescue,
     step_folder,
 )
-from bilevel.experiments.folders import FolderError
-from bilevel.experiments.journal import CHECKPOINTS, DIGESTS, METRICS
+from bilevel.experiments.folders import CHECKPOINTS, DATA, DIGESTS, METRICS, FolderError
 
 Tree: TypeAlias = Any
-
-DATA = "data.json"
 
 
 class Log(Protocol):
@@ -99,11 +94,13 @@ class Run(NamedTuple):
         lowest `metric` is kept, beside the first, and the two latest.
       restore: `restore(template, cast=False)` returns `(state, step)` of the last
         checkpoint, or None in a new folder, whose first checkpoint, step 0, it makes of
-        the template. Metrics of later steps are dropped: they will come again.
+        the template. Metrics of later steps are dropped: they will come again (those of
+        a finished run stay).
       metrics: `metrics()` returns the lines that were logged, one dictionary each.
       record_data: `record_data(split_seed=3, train=examples)` records name, shape,
         dtype and sha256 of arrays (any pytree); on resume it refuses others.
-      finish: `finish(summary)` writes summary.json; the run counts as finished.
+      finish: `finish(summary)` writes summary.json; the run counts as finished. What is
+        named `...seconds` is taken as a time here, too.
       path: `path("figures/loss.pdf")` returns a path in the folder and makes the
         folders above it.
     """
@@ -192,7 +189,7 @@ def open_run(
 
     def record_data(*, split_seed: int | None = None, **arrays: Tree) -> None:
         if not is_held():
-            raise FolderError(_deleted(directory, memory.put_back()))
+            raise FolderError(rescue.deleted(directory, memory.put_back()))
         with folders.folder_errors(directory):
             _record_data(directory / DATA, arrays, split_seed)
             memory.take()
@@ -203,19 +200,16 @@ def open_run(
         target = directory if is_held() else memory.put_back()
         _write_summary(target, result, lines.seconds())
         if not is_held():
-            raise FolderError(
-                f"{_deleted(directory, target)}, with metrics and summary; the states"
-                " are lost"
-            )
+            told = rescue.deleted(directory, target)
+            raise FolderError(f"{told}, with metrics and summary; the states are lost")
 
-    growing = (METRICS, DIGESTS, logs.NAME)
     with (
         folders.locked(directory) as is_held,
-        rescue.remembered(directory, growing) as memory,
+        rescue.remembered(directory) as memory,
     ):
         lines = journal.start(directory, memory, is_held, stop_after)
         put_back_if_deleted = functools.partial(
-            _put_back_if_deleted, directory, is_held, memory, lines.seconds
+            rescue.put_back_if_deleted, directory, is_held, memory, lines.seconds
         )
         with folders.folder_errors(directory):
             memory.take()
@@ -225,7 +219,7 @@ def open_run(
             checkpoint.open_checkpoints(
                 folder, save_every, seconds=save_seconds
             ) as checkpoints,
-            _put_back_at_the_end(directory, is_held, memory, checkpoints),
+            rescue.put_back_at_the_end(directory, is_held, memory, checkpoints),
         ):
             yield Run(
                 directory=directory,
@@ -311,81 +305,6 @@ def _write_summary(directory: Path, result: Any, seconds: float) -> None:
     with folders.folder_errors(directory):
         text = json.dumps(content, indent=2) + "\n"
         files.replace_text(directory / folders.SUMMARY, text)
-
-
-@contextlib.contextmanager
-def _put_back_if_deleted(
-    directory: Path,
-    is_held: Callable[[], bool],
-    memory: rescue.Memory,
-    seconds: Callable[[], float],
-    checkpoints: checkpoint.Checkpoints,
-    step: int,
-    state: Tree,
-) -> Iterator[None]:
-    """Saves a state; if the folder was deleted, puts it back with this state.
-
-    Raises:
-      FolderError: it was deleted.
-    """
-    if is_held():
-        try:
-            yield
-        except checkpoint.CheckpointError:
-            if is_held():
-                raise
-        else:
-            return
-    checkpoints.abandon()
-    target = memory.put_back()
-    try:
-        _save_anew(target, step, state, seconds())
-    except checkpoint.CheckpointError:
-        # A save that was under way is still busy there; its end may take minutes, so
-        # that it is waited for only if need be.
-        with contextlib.suppress(checkpoint.CheckpointError):
-            checkpoints.wait()
-        _save_anew(target, step, state, seconds())
-    raise FolderError(
-        f"{_deleted(directory, target)}, with the state of step {step}; earlier states"
-        f" are lost. The same command with --workdir={target} goes on"
-    )
-
-
-@contextlib.contextmanager
-def _put_back_at_the_end(
-    directory: Path,
-    is_held: Callable[[], bool],
-    memory: rescue.Memory,
-    checkpoints: checkpoint.Checkpoints,
-) -> Iterator[None]:
-    """Puts a folder back that was deleted after the last save, or without one."""
-    try:
-        yield
-    finally:
-        if not (is_held() or memory.is_back()):
-            checkpoints.abandon()
-            with contextlib.suppress(FolderError):  # what ends the run is said already
-                target = memory.put_back()
-                messages.say(f"{_deleted(directory, target)}; states are lost")
-
-
-def _save_anew(target: Path, step: int, state: Tree, seconds: float) -> None:
-    step_folder.remove_unsaved(target / CHECKPOINTS, mark=None)  # half deleted
-    with (
-        folders.locked(target),
-        checkpoint.open_checkpoints(target / CHECKPOINTS) as fresh,
-    ):
-        digest = fresh.save(step, state, force=True)
-        line = metrics.line(step, seconds, {"sha256": digest})
-        metrics.append(target / DIGESTS, line)
-
-
-def _deleted(directory: Path, target: Path) -> str:
-    return (
-        f"{directory} was deleted while the run was writing to it; what was in memory"
-        f" is in {target} again"
-    )
 
 
 def _is_abstract(template: Tree) -> bool:

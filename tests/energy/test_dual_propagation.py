@@ -33,6 +33,7 @@ def test_order_of_the_error(make, alpha, order, cost):
     betas = 0.02 * 0.5 ** np.arange(4)
     found = errors(network, shape, betas, cost, alpha=alpha)
     slopes = np.diff(np.log(found)) / np.diff(np.log(betas))
+    # The next order bends the line; a wrong order would be off by one.
     np.testing.assert_allclose(slopes, order, atol=0.1)
 
 
@@ -43,7 +44,7 @@ def test_order_of_the_original_rule(alpha):
     options = {"alpha": alpha, "original": True}
     found = errors(network, shape, betas, energy.squared_error(), **options)
     slopes = np.diff(np.log(found)) / np.diff(np.log(betas))
-    np.testing.assert_allclose(slopes, 1, atol=0.1)
+    np.testing.assert_allclose(slopes, 1, atol=0.1)  # as above
     transposed = errors(network, shape, betas, energy.squared_error(), alpha=alpha)
     assert np.all(found > 1.2 * transposed)  # feedback leaks into sbar
 

@@ -105,6 +105,7 @@ def test_direct_feedback_through_convolutions():
     params = rule.init(KEY, inputs)
     assert [one.shape for one in params.feedback] == [(5, 8, 8, 4), (5, 4, 4, 3)]
     bounds = [float(jnp.abs(one).max()) for one in params.feedback]
+    # The largest of some hundred uniform numbers.
     np.testing.assert_allclose(bounds, [1 / 16, 1 / np.sqrt(48)], rtol=0.03)
     # The true feedback of the layer below the top, one example at a time.
     top = lambda a: network.blocks[2](params.forward[2], a[None])[0]

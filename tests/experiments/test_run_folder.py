@@ -447,6 +447,19 @@ def test_open_files_do_not_pile_up(folder):
 
 
 @orbax_may_fail
+def test_what_a_program_adds_is_not_held_in_memory(folder):
+    with open_run(folder) as run:
+        run.path("weights.npz").write_bytes(bytes(1000))
+        run.record_data(train=jnp.ones(3))
+        run.log(1, loss=0.5)
+        delete(folder)
+        with pytest.raises(FolderError, match="with the state of step 1"):
+            run.save(1, {"x": jnp.ones(2)})
+    assert (folder / "data.json").exists()
+    assert not (folder / "weights.npz").exists()
+
+
+@orbax_may_fail
 def test_folder_deleted_for_good(folder):
     with open_run(folder) as run:
         run.log(1, loss=0.5)
