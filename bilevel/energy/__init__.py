@@ -3,6 +3,8 @@
     activations    Fenchel pairs: a unit is an argmin
     costs          of the output
     feedforward    chains of Flax layers
+    networks       states that are the argmin of an energy
+    relaxations    how they settle
     blockwise      rules that go backwards block by block, from their two parts
     transports     what stands in for a block's transpose
 
@@ -10,38 +12,74 @@ A rule is called like `jax.value_and_grad(loss)`: `rule(params, inputs, targets,
 """
 
 from bilevel.energy import activations as activations
+from bilevel.energy import networks as networks
+from bilevel.energy import relaxations as relaxations
 from bilevel.energy import transports as transports
 from bilevel.energy.activations import Activation as Activation
-from bilevel.energy.back_propagation import back_propagation as back_propagation
+from bilevel.energy.back_propagation import (
+    back_propagation as back_propagation,
+)
+from bilevel.energy.contrastive_hebbian_learning import (
+    contrastive_hebbian_learning as contrastive_hebbian_learning,
+)
 from bilevel.energy.costs import Cost as Cost
 from bilevel.energy.costs import cross_entropy as cross_entropy
 from bilevel.energy.costs import squared_error as squared_error
+from bilevel.energy.coupled_learning import (
+    coupled_learning as coupled_learning,
+)
 from bilevel.energy.direct_feedback_alignment import (
     direct_feedback_alignment as direct_feedback_alignment,
 )
-from bilevel.energy.dual_propagation import dual_propagation as dual_propagation
-from bilevel.energy.feedback_alignment import feedback_alignment as feedback_alignment
+from bilevel.energy.dual_propagation import (
+    dual_propagation as dual_propagation,
+)
+from bilevel.energy.equilibrium_propagation import (
+    equilibrium_propagation as equilibrium_propagation,
+)
+from bilevel.energy.feedback_alignment import (
+    feedback_alignment as feedback_alignment,
+)
 from bilevel.energy.feedforward import Feedforward as Feedforward
-from bilevel.energy.feedforward import feedforward as feedforward
-from bilevel.energy.kolen_pollack import kolen_pollack as kolen_pollack
+from bilevel.energy.feedforward import (
+    feedforward as feedforward,
+)
+from bilevel.energy.holomorphic_equilibrium_propagation import (
+    holomorphic_equilibrium_propagation as holomorphic_equilibrium_propagation,
+)
+from bilevel.energy.kolen_pollack import (
+    kolen_pollack as kolen_pollack,
+)
 from bilevel.energy.learning_rule import Aligned as Aligned
+from bilevel.energy.learning_rule import Aux as Aux
 from bilevel.energy.learning_rule import LearningRule as LearningRule
-from bilevel.energy.sign_symmetry import sign_symmetry as sign_symmetry
+from bilevel.energy.networks import EnergyNetwork as EnergyNetwork
+from bilevel.energy.sign_symmetry import (
+    sign_symmetry as sign_symmetry,
+)
 
 __all__ = [
     "Activation",
     "Aligned",
+    "Aux",
     "Cost",
+    "EnergyNetwork",
     "Feedforward",
     "LearningRule",
     "activations",
     "back_propagation",
+    "contrastive_hebbian_learning",
+    "coupled_learning",
     "cross_entropy",
     "direct_feedback_alignment",
     "dual_propagation",
+    "equilibrium_propagation",
     "feedback_alignment",
     "feedforward",
+    "holomorphic_equilibrium_propagation",
     "kolen_pollack",
+    "networks",
+    "relaxations",
     "sign_symmetry",
     "squared_error",
     "transports",

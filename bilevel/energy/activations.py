@@ -21,12 +21,17 @@ class Activation(NamedTuple):
         potential: R(s) with R'(f(a)) = a, elementwise, for s in the range of f; it is
             not checked that s lies there. None: f is not monotone.
         conjugate: R*(a) = max over s of a s - R(s), with R*' = f. None as above.
+        curvature: c, where R(s) is c s^2 / 2 on an interval; otherwise None. Then a
+            quadratic term h s^2 / 2 is solved exactly with R: f(c a / (c + h)).
+        holomorphic: f is analytic, and `apply` takes complex numbers.
     """
 
     name: str
     apply: Callable[[jax.Array], jax.Array]
     potential: Callable[[jax.Array], jax.Array] | None = None
     conjugate: Callable[[jax.Array], jax.Array] | None = None
+    curvature: float | None = None
+    holomorphic: bool = False
 
 
 def _half_square(s: jax.Array) -> jax.Array:
@@ -40,6 +45,15 @@ def _hard_sigmoid(a: jax.Array) -> jax.Array:
 def _hard_sigmoid_conjugate(a: jax.Array) -> jax.Array:
     s = _hard_sigmoid(a)
     return a * s - s**2 / 2
+
+
+def _half_hard_sigmoid(a: jax.Array) -> jax.Array:
+    return jnp.clip(a / 2, 0, 1)
+
+
+def _half_hard_sigmoid_conjugate(a: jax.Array) -> jax.Array:
+    s = _half_hard_sigmoid(a)
+    return a * s - s**2
 
 
 def _leaky_relu_potential(s: jax.Array) -> jax.Array:
@@ -64,16 +78,40 @@ def _sigmoid_potential(s: jax.Array) -> jax.Array:
 
 _LEAK = 0.01  # as jax.nn.leaky_relu
 _ALL = (
-    Activation("identity", lambda a: a, _half_square, _half_square),
     Activation(
-        "relu", jax.nn.relu, _half_square, lambda a: _half_square(jax.nn.relu(a))
+        "identity", lambda a: a, _half_square, _half_square, 1.0, holomorphic=True
+    ),
+    Activation(
+        "relu", jax.nn.relu, _half_square, lambda a: _half_square(jax.nn.relu(a)), 1.0
     ),
     Activation(
         "leaky_relu", jax.nn.leaky_relu, _leaky_relu_potential, _leaky_relu_conjugate
     ),
-    Activation("hard_sigmoid", _hard_sigmoid, _half_square, _hard_sigmoid_conjugate),
-    Activation("sigmoid", jax.nn.sigmoid, _sigmoid_potential, jax.nn.softplus),
-    Activation("tanh", jnp.tanh, _tanh_potential, _tanh_conjugate),
+    Activation(
+        "hard_sigmoid", _hard_sigmoid, _half_square, _hard_sigmoid_conjugate, 1.0
+    ),
+    Activation(
+        "half_hard_sigmoid",
+        _half_hard_sigmoid,
+        lambda s: s**2,
+        _half_hard_sigmoid_conjugate,
+        2.0,
+    ),
+    Activation(
+        "sigmoid",
+        jax.nn.sigmoid,
+        _sigmoid_potential,
+        jax.nn.softplus,
+        holomorphic=True,
+    ),
+    Activation(
+        "shifted_sigmoid",
+        lambda a: jax.nn.sigmoid(4 * a - 2),
+        lambda s: (_sigmoid_potential(s) + 2 * s) / 4,
+        lambda a: jax.nn.softplus(4 * a - 2) / 4,
+        holomorphic=True,
+    ),
+    Activation("tanh", jnp.tanh, _tanh_potential, _tanh_conjugate, holomorphic=True),
     Activation("gelu", jax.nn.gelu),
     Activation("silu", jax.nn.silu),
 )
@@ -85,7 +123,9 @@ def by_name(which: str | Activation) -> Activation:
 
     Args:
         which: 'identity', 'relu', 'leaky_relu', 'hard_sigmoid' (clip(a, 0, 1)),
-            'sigmoid', 'tanh', 'gelu' or 'silu' (no potential), or an `Activation`.
+            'half_hard_sigmoid' (clip(a / 2, 0, 1)), 'sigmoid', 'shifted_sigmoid'
+            (sigmoid(4 a - 2)), 'tanh', 'gelu' or 'silu' (no potential), or an
+            `Activation`.
 
     Raises:
         ValueError: there is none of this name.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.learning_rule import LearningRule
+from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.trees import Tree
 
 
@@ -26,19 +26,19 @@ def back_propagation(network: Feedforward, cost: Cost) -> LearningRule:
         >>> rule = energy.back_propagation(network, energy.cross_entropy())
         >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
         >>> params = rule.init(jax.random.key(0), inputs)
-        >>> (value, outputs), grads = rule(params, inputs, labels)
-        >>> outputs.shape
+        >>> (value, aux), grads = rule(params, inputs, labels)
+        >>> aux.outputs.shape
         (3, 2)
     """
 
     def value_and_grad(
         params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
-    ) -> tuple[tuple[jax.Array, jax.Array], Tree]:
+    ) -> tuple[tuple[jax.Array, Aux], Tree]:
         del key
 
-        def loss(params: Tree) -> tuple[jax.Array, jax.Array]:
+        def loss(params: Tree) -> tuple[jax.Array, Aux]:
             outputs = network.apply(params, inputs)
-            return jnp.mean(cost.value(outputs, targets)), outputs
+            return jnp.mean(cost.value(outputs, targets)), Aux(outputs)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -10,7 +10,7 @@ it receives the cotangent c' of a' and hands down
 Back-propagation is pull(a, q) = f'(a) q, f(a).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from bilevel import trees
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Block, Feedforward
-from bilevel.energy.learning_rule import Aligned, LearningRule
+from bilevel.energy.learning_rule import Aligned, Aux, LearningRule
 from bilevel.energy.transports import Transport
 from bilevel.trees import Tree
 
@@ -41,7 +41,7 @@ def blockwise(
     name: str,
     network: Feedforward,
     cost: Cost,
-    pull: Pull,
+    pull: Pull | Sequence[Pull],
     transport: Transport,
     scale: float = 1.0,
 ) -> LearningRule:
@@ -51,7 +51,7 @@ def blockwise(
         name: of the rule.
         network: a chain of blocks.
         cost: of its outputs.
-        pull: the activation's part.
+        pull: the activation's part, one for all or one for each hidden layer.
         transport: the blocks' part.
         scale: factor of each sample's cost on the way back, which the gradients are
             divided by: matters where `pull` is not linear in q.
@@ -61,9 +61,13 @@ def blockwise(
     """
     f = network.activation.apply
     blocks = network.blocks
+    pulls = [pull] * (len(blocks) - 1) if callable(pull) else list(pull)
     first, *units = [
         blocks[0],
-        *(_unit(block, f, pull, transport) for block in blocks[1:]),
+        *(
+            _unit(block, f, one, transport)
+            for block, one in zip(blocks[1:], pulls, strict=True)
+        ),
     ]
 
     def init(key: jax.Array, inputs: jax.Array) -> Tree:
@@ -83,16 +87,16 @@ def blockwise(
 
     def value_and_grad(
         params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
-    ) -> tuple[tuple[jax.Array, jax.Array], Tree]:
+    ) -> tuple[tuple[jax.Array, Aux], Tree]:
         del key
 
-        def total(params: Tree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        def total(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Aux]]:
             forward, feedback = parts(params)
             a = first(forward[0], inputs)
             for unit, own, back in zip(units, forward[1:], feedback, strict=True):
                 a = unit(own, back, a)
             costs = cost.value(a, targets)
-            return scale * jnp.sum(costs), (jnp.mean(costs), a)
+            return scale * jnp.sum(costs), (jnp.mean(costs), Aux(a))
 
         grads, aux = jax.grad(total, has_aux=True)(params)
         return aux, trees.scale(1 / (scale * len(inputs)), grads)

@@ -14,10 +14,14 @@ class Cost(NamedTuple):
     Attributes:
         name: of the cost.
         value: `(outputs [B, ...], targets) -> [B]`.
+        curvature: h, where C is h |o - t|^2 / 2; otherwise None.
+        holomorphic: it is analytic in the outputs, and takes complex ones.
     """
 
     name: str
     value: Callable[[jax.Array, jax.Array], jax.Array]
+    curvature: float | None = None
+    holomorphic: bool = False
 
 
 def squared_error() -> Cost:
@@ -36,7 +40,7 @@ def squared_error() -> Cost:
         difference = outputs - _vectors("squared_error", outputs, targets)
         return jnp.sum(difference**2, axis=tuple(range(1, outputs.ndim))) / 2
 
-    return Cost("squared_error", value)
+    return Cost("squared_error", value, curvature=1.0, holomorphic=True)
 
 
 def cross_entropy() -> Cost:
@@ -52,16 +56,20 @@ def cross_entropy() -> Cost:
 
     def value(outputs: jax.Array, targets: jax.Array) -> jax.Array:
         vectors = _vectors("cross_entropy", outputs, targets)
+        if jnp.iscomplexobj(outputs):
+            # The targets' sum is 1, and logsumexp is analytic.
+            vectors = vectors.astype(outputs.real.dtype)
+            return jax.nn.logsumexp(outputs, axis=-1) - jnp.sum(outputs * vectors, -1)
         return optax.losses.softmax_cross_entropy(outputs, vectors)
 
-    return Cost("cross_entropy", value)
+    return Cost("cross_entropy", value, holomorphic=True)
 
 
 def _vectors(name: str, outputs: jax.Array, targets: jax.Array) -> jax.Array:
     targets = jnp.asarray(targets)
     is_label = jnp.issubdtype(targets.dtype, jnp.integer)
     if is_label and outputs.ndim == 2 and targets.shape == outputs.shape[:1]:
-        return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
+        return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.real.dtype)
     if is_label or targets.shape != outputs.shape:
         raise ValueError(
             f"{name}: expected integer labels [B] or floats of the shape of the "

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.learning_rule import Aligned, LearningRule
-from bilevel.trees import Tree
+from bilevel.energy.learning_rule import Aligned, Aux, LearningRule
 
 
 def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
@@ -38,14 +37,14 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
         >>> rule = energy.direct_feedback_alignment(network, energy.cross_entropy())
         >>> params = rule.init(jax.random.key(0), jnp.ones((1, 4)))
         >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
-        >>> (value, outputs), grads = rule(params, inputs, labels)
+        >>> (value, aux), grads = rule(params, inputs, labels)
     """
     f = network.activation.apply
 
     def init(key: jax.Array, inputs: jax.Array) -> Aligned:
         forward, backward = jax.random.split(key)
         params = network.init(forward, inputs)
-        *hidden, outputs = jax.eval_shape(pre_activations_of, params, inputs)
+        *hidden, outputs = jax.eval_shape(network.pre_activations, params, inputs)
         if outputs.ndim != 2:
             raise ValueError(
                 "direct_feedback_alignment: expected outputs [B, n], got the shape "
@@ -60,17 +59,11 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
             ],
         )
 
-    def pre_activations_of(params: list[Tree], inputs: jax.Array) -> list[jax.Array]:
-        found = [network.blocks[0](params[0], inputs)]
-        for block, own in zip(network.blocks[1:], params[1:], strict=True):
-            found.append(block(own, f(found[-1])))
-        return found
-
     def value_and_grad(
         params: Aligned, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
-    ) -> tuple[tuple[jax.Array, jax.Array], Aligned]:
+    ) -> tuple[tuple[jax.Array, Aux], Aligned]:
         del key
-        pre_activations = pre_activations_of(params.forward, inputs)
+        pre_activations = network.pre_activations(params.forward, inputs)
         outputs = pre_activations[-1]
 
         def loss(outputs: jax.Array) -> jax.Array:
@@ -88,7 +81,7 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
             grads += jax.vjp(at, params.forward[number])[1](delta)
             below = state
         feedback = jax.tree.map(jnp.zeros_like, params.feedback)
-        return (value, outputs), Aligned(grads, feedback)
+        return (value, Aux(outputs)), Aligned(grads, feedback)
 
     def apply(params: Aligned, inputs: jax.Array) -> jax.Array:
         return network.apply(params.forward, inputs)

@@ -64,7 +64,7 @@ def dual_propagation(
         >>> rule = energy.dual_propagation(network, energy.cross_entropy(), beta=0.1)
         >>> params = rule.init(jax.random.key(0), jnp.ones((1, 4)))
         >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
-        >>> (value, outputs), grads = rule(params, inputs, labels)
+        >>> (value, aux), grads = rule(params, inputs, labels)
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"dual_propagation: alpha must lie in [0, 1], got {alpha}.")

@@ -32,7 +32,7 @@ def feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
         >>> rule = energy.feedback_alignment(network, energy.cross_entropy())
         >>> params = rule.init(jax.random.key(0), jnp.ones((1, 4)))
         >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
-        >>> (value, outputs), grads = rule(params, inputs, labels)
+        >>> (value, aux), grads = rule(params, inputs, labels)
     """
     return blockwise(
         "feedback_alignment",

@@ -23,12 +23,14 @@ class Feedforward(NamedTuple):
     Attributes:
         init: `(key, inputs [B, ...]) -> params`, a list with one tree for each block.
         apply: `(params, inputs) -> outputs`.
+        pre_activations: `(params, inputs) -> [a_1, ..., a_L]`.
         blocks: the blocks, as functions.
         activation: f.
     """
 
     init: Callable[[jax.Array, jax.Array], list[Tree]]
     apply: Callable[[list[Tree], jax.Array], jax.Array]
+    pre_activations: Callable[[list[Tree], jax.Array], list[jax.Array]]
     blocks: tuple[Block, ...]
     activation: Activation
 
@@ -76,13 +78,16 @@ def feedforward(
             state = jax.numpy.zeros(state.shape, state.dtype)
         return params
 
-    def apply(params: list[Tree], inputs: jax.Array) -> jax.Array:
-        outputs = functions[0](params[0], inputs)
-        for function, some in zip(functions[1:], params[1:], strict=True):
-            outputs = function(some, f.apply(outputs))
-        return outputs
+    def pre_activations(params: list[Tree], inputs: jax.Array) -> list[jax.Array]:
+        found = [functions[0](params[0], inputs)]
+        for function, own in zip(functions[1:], params[1:], strict=True):
+            found.append(function(own, f.apply(found[-1])))
+        return found
 
-    return Feedforward(init, apply, functions, f)
+    def apply(params: list[Tree], inputs: jax.Array) -> jax.Array:
+        return pre_activations(params, inputs)[-1]
+
+    return Feedforward(init, apply, pre_activations, functions, f)
 
 
 def _parts(number: int, block: Part | Sequence[Part]) -> tuple[Part, ...]:

@@ -31,7 +31,7 @@ def kolen_pollack(network: Feedforward, cost: Cost) -> LearningRule:
         >>> rule = energy.kolen_pollack(network, energy.cross_entropy())
         >>> params = rule.init(jax.random.key(0), jnp.ones((1, 4)))
         >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
-        >>> (value, outputs), grads = rule(params, inputs, labels)
+        >>> (value, aux), grads = rule(params, inputs, labels)
     """
     return blockwise(
         "kolen_pollack",

@@ -9,8 +9,30 @@ from bilevel.trees import Tree
 
 ValueAndGrad: TypeAlias = Callable[
     [Tree, jax.Array, jax.Array, jax.Array | None],
-    tuple[tuple[jax.Array, Any], Tree],
+    tuple[tuple[jax.Array, "Aux"], Tree],
 ]
+
+
+class Aux(NamedTuple):
+    """What a rule tells besides the gradient; None where there is nothing to tell.
+
+    Attributes:
+        outputs: `[B, ...]`, those of the free phase or the forward pass.
+        state: at the end of the free phase.
+        free_residual: `[]`, root mean square over units and examples of what a further
+            sweep of the free phase would change.
+        nudged_residual: the same of the nudged phases, the largest.
+        displacement: root mean square of the nudged phases' distance from the free one.
+        converged: both residuals are small against the displacement, so that it is the
+            nudge's response that was measured. False for NaN.
+    """
+
+    outputs: jax.Array
+    state: Any = None
+    free_residual: jax.Array | None = None
+    nudged_residual: jax.Array | None = None
+    displacement: jax.Array | None = None
+    converged: jax.Array | None = None
 
 
 class LearningRule(NamedTuple):
@@ -21,16 +43,19 @@ class LearningRule(NamedTuple):
         init: `(key, inputs [B, ...]) -> params`, feedback weights included where the
             rule has some (then `Aligned`).
         apply: `(params, inputs) -> outputs [B, ...]`.
-        value_and_grad: `(params, inputs, targets, key) -> ((value, outputs), grads)`:
-            the mean cost over the batch, the outputs, and an update direction in the
-            tree of `params`, for any optax optimiser. Rules without chance ignore the
-            key, which may be None.
+        value_and_grad: `(params, inputs, targets, key) -> ((value, aux), grads)`: the
+            mean cost over the batch, an `Aux` with the outputs, and an update direction
+            in the tree of `params`, for any optax optimiser. Rules without chance
+            ignore the key, which may be None.
+        project: `params -> params`, to apply after each update: conductances are not
+            negative.
     """
 
     name: str
     init: Callable[[jax.Array, jax.Array], Tree]
     apply: Callable[[Tree, jax.Array], jax.Array]
     value_and_grad: ValueAndGrad
+    project: Callable[[Tree], Tree] = lambda params: params
 
     def __call__(
         self,
@@ -38,8 +63,8 @@ class LearningRule(NamedTuple):
         inputs: jax.Array,
         targets: jax.Array,
         key: jax.Array | None = None,
-    ) -> tuple[tuple[jax.Array, Any], Tree]:
-        """Returns `((value, outputs), grads)`, as `value_and_grad` does."""
+    ) -> tuple[tuple[jax.Array, Aux], Tree]:
+        """Returns `((value, aux), grads)`, as `value_and_grad` does."""
         return self.value_and_grad(params, inputs, targets, key)
 
 

@@ -30,7 +30,7 @@ def sign_symmetry(network: Feedforward, cost: Cost) -> LearningRule:
         >>> rule = energy.sign_symmetry(network, energy.cross_entropy())
         >>> params = rule.init(jax.random.key(0), jnp.ones((1, 4)))
         >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
-        >>> (value, outputs), grads = rule(params, inputs, labels)
+        >>> (value, aux), grads = rule(params, inputs, labels)
     """
     return blockwise(
         "sign_symmetry",

@@ -31,10 +31,10 @@ def test_value_outputs_and_tree(name, network):
     rule = RULES[name](chain, COST)
     assert rule.name == name
     params = rule.init(KEY, inputs)
-    (value, outputs), grads = rule(params, inputs, labels, KEY)
+    (value, aux), grads = rule(params, inputs, labels, KEY)
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
-    np.testing.assert_array_equal(outputs, rule.apply(params, inputs))
-    assert float(value) == pytest.approx(float(COST.value(outputs, labels).mean()))
+    np.testing.assert_array_equal(aux.outputs, rule.apply(params, inputs))
+    assert float(value) == pytest.approx(float(COST.value(aux.outputs, labels).mean()))
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -1,0 +1,139 @@
+"""Coupled learning: the outputs are clamped a little nearer to the targets."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.energy import phases
+from bilevel.energy.costs import Cost
+from bilevel.energy.equilibrium_propagation import check_beta
+from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.networks.base import EnergyNetwork
+from bilevel.energy.relaxations import Relaxation, Relaxed
+from bilevel.trees import Tree
+
+
+def coupled_learning(
+    network: EnergyNetwork,
+    cost: Cost,
+    free: Relaxation,
+    clamped: Relaxation | None = None,
+    *,
+    beta: float = 0.1,
+    nudging: Literal["positive", "negative", "centred"] = "centred",
+    tolerance: float = 0.1,
+) -> LearningRule:
+    """Contrasts a clamped phase with the free one.
+
+    The outputs o are held at o - b dC/do (o + b (y - o) for squared error) while the
+    other layers relax, to s_b; the update is
+
+        positive   [dE(s_b) - dE(s_0)] / b
+        negative   [dE(s_0) - dE(s_-b)] / b
+        centred    [dE(s_b) - dE(s_-b)] / (2 b)
+
+    For b -> 0 it is *not* the gradient of C, but that of g^T H g / 2 with g = dC/do
+    held constant but for o, H = E_oo - E_oh E_hh^-1 E_ho (h the other layers) at the
+    free state: the gradient weighted by the outputs' effective stiffness.
+
+    Args:
+        network: whose outputs are one of its layers.
+        cost: of the outputs.
+        free: solver of the free phase.
+        clamped: of the clamped phases; default `free`.
+        beta: b, per sample; 1 clamps a squared error's outputs to the targets.
+        nudging: which clamped phases there are.
+        tolerance: as in `equilibrium_propagation`.
+
+    Returns:
+        A `LearningRule`. Cost: T_free + 2 T_clamped (T_clamped unless centred) g.
+
+    Raises:
+        ValueError: beta that is not positive; outputs that are no layer.
+
+    Source: Stern et al. 2021, arXiv:2011.03098; Scellier et al. 2023,
+    arXiv:2312.15103.
+
+    Example:
+        >>> from flax import linen
+        >>> from bilevel import energy
+        >>> chain = energy.feedforward([linen.Dense(8), linen.Dense(2)], "hard_sigmoid")
+        >>> rule = energy.coupled_learning(
+        ...     energy.networks.hopfield(chain),
+        ...     energy.squared_error(),
+        ...     energy.relaxations.sweeps(15),
+        ... )
+        >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
+        >>> params = rule.init(jax.random.key(0), inputs)
+        >>> (value, aux), grads = rule(params, inputs, labels)
+    """
+    name = "coupled_learning"
+    check_beta(name, beta)
+    if nudging not in ("positive", "negative", "centred"):
+        raise ValueError(
+            f"{name}: nudging must be positive, negative or centred, got {nudging!r}."
+        )
+    require_output(name, network)
+    signs = {"positive": [1], "negative": [-1], "centred": [1, -1]}[nudging]
+    return by_clamping(
+        name, network, cost, free, clamped or free, beta, signs, tolerance
+    )
+
+
+def by_clamping(
+    name: str,
+    network: EnergyNetwork,
+    cost: Cost,
+    free: Relaxation,
+    clamped: Relaxation,
+    beta: float,
+    signs: list[int],
+    tolerance: float,
+) -> LearningRule:
+    """The rule with the outputs held at o - sign beta dC/do, for each of `signs`."""
+
+    def value_and_grad(
+        params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[tuple[jax.Array, Aux], Tree]:
+        data = phases.Data(params, inputs, targets)
+        keys = phases.phase_keys(key, free, clamped)
+        first = phases.relax_free(network, free, params, inputs, keys[0])
+        outputs = network.outputs(params, first.state)
+        total = lambda o: jnp.sum(cost.value(o, targets))
+        slope = jax.grad(total)(outputs)
+        betas = beta * jnp.array(signs, outputs.dtype)
+
+        def at(b: jax.Array, key: jax.Array | None) -> Relaxed:
+            held = {network.output_key: outputs - b * slope}
+            return phases.relax(network, clamped, data, first.state, key, held=held)
+
+        own = None if keys[1] is None else jax.random.split(keys[1], len(signs))
+        pushed = jax.vmap(at, in_axes=(0, None if own is None else 0))(betas, own)
+        grads = phases.contrast(
+            network,
+            data,
+            first.state if len(signs) == 1 else None,
+            pushed.state,
+            1 / (len(signs) * betas),
+        )
+        aux = phases.report(outputs, first, pushed, tolerance)
+        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+
+    return LearningRule(
+        name,
+        network.init,
+        phases.outputs_of(network, free),
+        value_and_grad,
+        network.project,
+    )
+
+
+def require_output(name: str, network: EnergyNetwork) -> None:
+    """Raises `ValueError` where there is no output layer to clamp."""
+    if network.output_key is None:
+        raise ValueError(
+            f"{name} clamps the outputs, which here are a function of the state and no "
+            "layer of their own. Give the network an output layer, or nudge it with "
+            "equilibrium_propagation."
+        )

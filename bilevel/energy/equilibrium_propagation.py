@@ -1,0 +1,158 @@
+"""Equilibrium propagation: the gradient from a state that is nudged a little."""
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.energy import phases
+from bilevel.energy.costs import Cost
+from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.networks.base import EnergyNetwork
+from bilevel.energy.relaxations import Relaxation
+from bilevel.trees import Tree
+
+Nudging: TypeAlias = Literal["positive", "negative", "random", "centred"]
+"""Which nudged phases there are: beta, -beta, one of the two by chance, or both."""
+
+
+def equilibrium_propagation(
+    network: EnergyNetwork,
+    cost: Cost,
+    free: Relaxation,
+    nudged: Relaxation | None = None,
+    *,
+    beta: float = 0.1,
+    nudging: Nudging = "centred",
+    tolerance: float = 0.1,
+) -> LearningRule:
+    """Contrasts the energy's derivative at nudged and free states.
+
+    With s_b = argmin of E + b C, started from the free state s_0,
+
+        positive   [d(E + bC)(s_b) - dE(s_0)] / b                   error O(b)
+        negative   [dE(s_0) - d(E - bC)(s_-b)] / b                  error O(b)
+        centred    [d(E + bC)(s_b) - d(E - bC)(s_-b)] / (2 b)       error O(b^2)
+
+    d the derivative in the parameters with the states held. "random" draws one of the
+    first two for each batch: centred in the mean, at the price of one phase. It is the
+    core's `hypergradients.nudged(linearised=False, normalise=False)`, with a budget for
+    each phase, noise, and both signs side by side.
+
+    Args:
+        network: with the energy E.
+        cost: C, of its outputs.
+        free: solver of the free phase.
+        nudged: of the nudged phases; default `free`. K synchronous sweeps from a free
+            fixed point give the gradient of K steps of back-propagation through time,
+            for beta -> 0: the phase need not converge.
+        beta: nudge of each sample's cost.
+        nudging: see above.
+        tolerance: `aux.converged` holds where the residuals of all phases are at most
+            this part of the nudge's response.
+
+    Returns:
+        A `LearningRule`. Cost: T_free + 2 T_nudged (T_nudged unless centred) sweeps of
+        about 1 g each. In float32 take beta at least 1e-3.
+
+    Raises:
+        ValueError: beta that is not positive and finite; a negative nudge under which
+            the output has no minimum.
+
+    Source: Scellier and Bengio 2017, arXiv:1602.05179 (positive, random); Laborieux et
+    al. 2021, arXiv:2006.03824 (centred); Scellier et al. 2023, arXiv:2312.15103
+    (negative); Ernoult et al. 2019, arXiv:1905.13633 (K steps).
+
+    Example:
+        >>> from flax import linen
+        >>> from bilevel import energy
+        >>> chain = energy.feedforward([linen.Dense(8), linen.Dense(2)], "hard_sigmoid")
+        >>> network = energy.networks.hopfield(chain)
+        >>> settle = energy.relaxations.sweeps(15)
+        >>> rule = energy.equilibrium_propagation(
+        ...     network, energy.squared_error(), settle, beta=0.5
+        ... )
+        >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
+        >>> params = rule.init(jax.random.key(0), inputs)
+        >>> (value, aux), grads = rule(params, inputs, labels)
+        >>> bool(aux.converged)
+        True
+    """
+    name = "equilibrium_propagation"
+    if nudging not in get_args(Nudging):
+        raise ValueError(
+            f"{name}: nudging must be one of {', '.join(get_args(Nudging))}, got "
+            f"{nudging!r}."
+        )
+    check_beta(name, beta)
+    if nudging != "positive":
+        check_negative(name, network, cost, beta)
+    second = nudged or free
+
+    def value_and_grad(
+        params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[tuple[jax.Array, Aux], Tree]:
+        data = phases.Data(params, inputs, targets)
+        keys = phases.phase_keys(key, free, second)
+        first = phases.relax_free(network, free, params, inputs, keys[0])
+        outputs = network.outputs(params, first.state)
+        signs = _signs(nudging, key, outputs.dtype)
+        betas = beta * signs
+        weights = 1 / (len(signs) * betas)
+        pushed = phases.relax_at(
+            network, second, data, first.state, cost, betas, keys[1]
+        )
+        grads = phases.contrast(
+            network,
+            data,
+            None if nudging == "centred" else first.state,
+            pushed.state,
+            weights,
+            cost=cost,
+            betas=betas,
+        )
+        aux = phases.report(outputs, first, pushed, tolerance)
+        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+
+    return LearningRule(
+        name,
+        network.init,
+        phases.outputs_of(network, free),
+        value_and_grad,
+        network.project,
+    )
+
+
+def _signs(nudging: Nudging, key: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+    """The sign of each nudged phase, `[P]`."""
+    if nudging == "centred":
+        return jnp.array([1, -1], dtype)
+    if nudging == "random":
+        if key is None:
+            raise ValueError(
+                "equilibrium_propagation: a random sign needs a key; call "
+                "rule(params, inputs, targets, key)."
+            )
+        return jax.random.rademacher(jax.random.fold_in(key, 2), (1,), dtype)
+    return jnp.array([1 if nudging == "positive" else -1], dtype)
+
+
+def check_beta(name: str, beta: float) -> None:
+    """Raises `ValueError` unless beta is positive and finite."""
+    if not (beta > 0 and math.isfinite(beta)):
+        raise ValueError(
+            f"{name}: beta must be positive and finite, got {beta}: without a nudge "
+            "there is nothing to contrast, and its sign is said by name."
+        )
+
+
+def check_negative(name: str, network: EnergyNetwork, cost: Cost, beta: float) -> None:
+    """Raises `ValueError` where a nudge of -beta has no minimum in the output."""
+    own, h = network.output_curvature, cost.curvature
+    if own is not None and h is not None and beta * h >= own:
+        raise ValueError(
+            f"{name}: with a nudge of -beta the energy is unbounded below: its "
+            f"curvature in the output is {own} - beta * {h}. Expected beta < {own / h},"
+            f' got {beta}; or take nudging="positive".'
+        )

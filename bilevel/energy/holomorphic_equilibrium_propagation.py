@@ -1,0 +1,103 @@
+"""Holomorphic equilibrium propagation: a contour integral over complex nudges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel.energy import phases
+from bilevel.energy.costs import Cost
+from bilevel.energy.equilibrium_propagation import check_beta, check_negative
+from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.networks.base import EnergyNetwork
+from bilevel.energy.relaxations import Relaxation
+from bilevel.trees import Tree
+
+
+def holomorphic_equilibrium_propagation(
+    network: EnergyNetwork,
+    cost: Cost,
+    free: Relaxation,
+    nudged: Relaxation | None = None,
+    *,
+    beta: float = 0.4,
+    num_points: int = 4,
+    tolerance: float = 0.1,
+) -> LearningRule:
+    """The gradient by Cauchy's formula from N nudges on a circle.
+
+        Re sum over k < N of exp(-2 pi i k / N) d(E + b_k C)(s_k) / (N beta)
+        b_k = beta exp(2 pi i k / N)
+
+    The error is O(beta^N) within the radius of convergence, so that beta can be large
+    where the states are noisy. N = 2 is centred equilibrium propagation. States at
+    conjugate nudges are conjugate, so that N / 2 + 1 phases are relaxed, side by side.
+
+    Args:
+        network: with a holomorphic energy: tanh, sigmoid, shifted_sigmoid.
+        cost: of its outputs.
+        free: solver of the free phase.
+        nudged: of the nudged phases; default `free`.
+        beta: radius of the circle, per sample.
+        num_points: N, even.
+        tolerance: as in `equilibrium_propagation`.
+
+    Returns:
+        A `LearningRule`. Cost: T_free + 4 (N / 2 + 1) T_nudged sweeps of real numbers.
+
+    Raises:
+        ValueError: a network or cost that is not holomorphic; beta not positive; N odd
+            or below 2; a circle that passes the pole of the output at -beta.
+
+    Source: Laborieux and Zenke 2022, arXiv:2209.00530, equation 8.
+
+    Example:
+        >>> from flax import linen
+        >>> from bilevel import energy
+        >>> chain = energy.feedforward([linen.Dense(8), linen.Dense(2)], "tanh")
+        >>> network = energy.networks.hopfield(chain)
+        >>> rule = energy.holomorphic_equilibrium_propagation(
+        ...     network, energy.squared_error(), energy.relaxations.sweeps(40)
+        ... )
+        >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
+        >>> params = rule.init(jax.random.key(0), inputs)
+        >>> (value, aux), grads = rule(params, inputs, labels)
+    """
+    name = "holomorphic_equilibrium_propagation"
+    phases.require_holomorphic(name, network, cost)
+    check_beta(name, beta)
+    check_negative(name, network, cost, beta)
+    if num_points < 2 or num_points % 2:
+        raise ValueError(f"{name}: num_points must be even, >= 2, got {num_points}.")
+    second = nudged or free
+    half = np.arange(num_points // 2 + 1)
+    circle = np.exp(2j * np.pi * half / num_points)
+    circle[[0, -1]] = 1, -1  # without rounding: states there are real
+    # Points inside the half circle stand for themselves and their conjugates.
+    count = np.where((half == 0) | (half == num_points // 2), 1, 2)
+
+    def value_and_grad(
+        params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[tuple[jax.Array, Aux], Tree]:
+        data = phases.Data(params, inputs, targets)
+        keys = phases.phase_keys(key, free, second)
+        first = phases.relax_free(network, free, params, inputs, keys[0])
+        outputs = network.outputs(params, first.state)
+        dtype = jnp.result_type(outputs, jnp.complex64)
+        betas = jnp.asarray(beta * circle, dtype)
+        weights = jnp.asarray(count / circle / (num_points * beta), dtype)
+        pushed = phases.relax_at(
+            network, second, data, first.state, cost, betas, keys[1]
+        )
+        grads = phases.contrast(
+            network, data, None, pushed.state, weights, cost=cost, betas=betas
+        )
+        aux = phases.report(outputs, first, pushed, tolerance)
+        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+
+    return LearningRule(
+        name,
+        network.init,
+        phases.outputs_of(network, free),
+        value_and_grad,
+        network.project,
+    )

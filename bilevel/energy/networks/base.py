@@ -1,0 +1,229 @@
+"""What an energy network is: a state that is an argmin, unit by unit solvable."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.energy.activations import Activation
+from bilevel.trees import Tree
+
+Key: TypeAlias = Any
+"""A top-level entry of a state: a position (list, tuple) or a name (dict)."""
+
+State: TypeAlias = Any
+"""A list, tuple or dict of arrays `[B, ...]`, one for each layer."""
+
+Energy: TypeAlias = Callable[[Tree, State, jax.Array], jax.Array]
+"""`(params, state, inputs [B, ...]) -> []`, summed over the examples."""
+
+Respond: TypeAlias = Callable[
+    [Tree, State, jax.Array, Mapping[Key, jax.Array], Mapping[Key, Any]], State
+]
+"""`(params, state, inputs, force, stiffness) -> state`; see `EnergyNetwork`."""
+
+
+class EnergyNetwork(NamedTuple):
+    """A network whose state is s*(params, inputs) = argmin over s of E(params, s, u).
+
+    Attributes:
+        init: `(key, inputs [B, ...]) -> params`.
+        start: `(params, inputs) -> state`, where a free relaxation begins. For states
+            that go on where the last batch's ended:
+            `network._replace(start=lambda params, inputs: state)`.
+        energy: E, summed over the examples.
+        coupling: E without terms of the state alone: all that a derivative in the
+            parameters needs. It takes complex states where `holomorphic`.
+        respond: every layer's minimiser with all others held:
+
+                respond(s)_k = argmin over x of E(s with x for s_k) + <F_k, x - s_k>
+                               + h_k |x - s_k|^2 / 2
+
+            F and h, the force and the stiffness of a nudge, hold the keys that are
+            pushed only. s = respond(s) where E + <F, s> is stationary.
+        outputs: `(params, state) -> outputs [B, ...]`.
+        output_key: the entry of the state that the outputs are; None: a function of it.
+        stiff: `respond` takes a stiffness of the output, whose nudge is then solved
+            exactly.
+        output_curvature: c, where E has c |s|^2 / 2 in the output: the nudge with
+            -beta of a squared error is bounded below for beta < c only. None: not
+            known.
+        holomorphic: `respond` and `coupling` are analytic in the state.
+        project: `params -> params`, back to where the energy makes sense; apply it
+            after each update.
+    """
+
+    init: Callable[[jax.Array, jax.Array], Tree]
+    start: Callable[[Tree, jax.Array], State]
+    energy: Energy
+    coupling: Energy
+    respond: Respond
+    outputs: Callable[[Tree, State], jax.Array]
+    output_key: Key | None = None
+    stiff: bool = False
+    output_curvature: float | None = None
+    holomorphic: bool = False
+    project: Callable[[Tree], Tree] = lambda params: params
+
+
+def keys_of(state: State) -> list[Key]:
+    """The top-level entries of a state: positions, or sorted names."""
+    if isinstance(state, dict):
+        return sorted(state)
+    if isinstance(state, list | tuple):
+        return list(range(len(state)))
+    raise ValueError(
+        "a state must be a list, tuple or dict of arrays, one for each layer, got "
+        f"{type(state).__name__}."
+    )
+
+
+def replaced(state: State, entries: Mapping[Key, Any]) -> State:
+    """The state with some of its top-level entries replaced."""
+    if isinstance(state, dict):
+        return {**state, **entries}
+    new = [entries.get(key, entry) for key, entry in enumerate(state)]
+    return type(state)(*new) if hasattr(state, "_fields") else type(state)(new)
+
+
+def is_complex(state: State) -> bool:
+    """Whether a state is complex, as in holomorphic equilibrium propagation."""
+    return any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(state))
+
+
+def state_gradient(function: Callable[[State], jax.Array], state: State) -> State:
+    """The derivative of a function of the state, complex where the state is."""
+    return jax.grad(function, holomorphic=is_complex(state))(state)
+
+
+def responding(activations: Mapping[Key, Activation], coupling: Energy) -> Respond:
+    """The response of E = sum_k R_k(s_k) + U(s), U linear in each layer.
+
+        respond(s)_k = f_k(-dU/ds_k - F_k)
+
+    Args:
+        activations: f_k = (R_k*)' of each layer.
+        coupling: U.
+    """
+
+    def respond(
+        params: Tree,
+        state: State,
+        inputs: jax.Array,
+        force: Mapping[Key, jax.Array],
+        stiffness: Mapping[Key, Any],
+    ) -> State:
+        slopes = state_gradient(lambda s: coupling(params, s, inputs), state)
+        new = {}
+        for key in keys_of(state):
+            one, drive = activations[key], -slopes[key]
+            if key in force:
+                drive = drive - force[key]
+            if key in stiffness:
+                c, h = one.curvature, stiffness[key]
+                assert c is not None, "stiffness is for quadratic potentials"
+                drive = (drive + h * state[key]) * (c / (c + h))
+            new[key] = one.apply(drive).astype(state[key].dtype)
+        return replaced(state, new)
+
+    return respond
+
+
+def with_potentials(coupling: Energy, units: Mapping[Key, Activation]) -> Energy:
+    """E = sum_k R_k(s_k) + U(s) from U."""
+
+    def energy(params: Tree, state: State, inputs: jax.Array) -> jax.Array:
+        total = coupling(params, state, inputs)
+        for key, one in units.items():
+            assert one.potential is not None
+            total = total + jnp.sum(one.potential(state[key]))
+        return total
+
+    return energy
+
+
+def require_potential(name: str, one: Activation) -> None:
+    """Raises `ValueError` for an activation that is no argmin."""
+    if one.potential is None or one.conjugate is None:
+        raise ValueError(
+            f"{name}: the activation {one.name!r} is not monotone, so that no energy "
+            "has it as its response. Take one with a potential (tanh, relu, sigmoid)."
+        )
+
+
+def from_energy(
+    energy: Energy,
+    init: Callable[[jax.Array, jax.Array], Tree],
+    start: Callable[[Tree, jax.Array], State],
+    output: Key | Callable[[Tree, State], jax.Array],
+    *,
+    curvature: float = 1.0,
+    project: Callable[[jax.Array], jax.Array] = lambda s: s,
+    holomorphic: bool = False,
+) -> EnergyNetwork:
+    """A network from an energy in full, relaxed by projected gradient steps.
+
+        respond(s)_k = project(s_k - (dE/ds_k + F_k) / (curvature + h_k))
+
+    Args:
+        energy: `(params, state, inputs [B, ...]) -> []`, summed over the examples.
+        init: `(key, inputs) -> params`.
+        start: `(params, inputs) -> state`, a list, tuple or dict of arrays `[B, ...]`.
+        output: the entry of the state that the network puts out, or a function
+            `(params, state) -> outputs [B, ...]`.
+        curvature: at least the largest eigenvalue of any layer's d2E/ds_k2, so that a
+            step decreases E. Where it is equal, as in |s_k|^2 / 2 - <s_k, a_k>, the
+            step is the layer's exact minimiser.
+        project: onto the bounds of the units, elementwise: `lambda s: clip(s, 0, 1)`.
+        holomorphic: the energy is analytic in complex states, and nothing is projected.
+
+    Raises:
+        ValueError: the curvature is not positive.
+
+    Example:
+        >>> def quadratic(params, state, inputs):
+        ...     (s,) = state
+        ...     return jnp.sum(s**2 / 2 - s * (inputs @ params))
+        >>> network = from_energy(
+        ...     quadratic,
+        ...     init=lambda key, inputs: jax.random.normal(key, (4, 2)),
+        ...     start=lambda params, inputs: [jnp.zeros((len(inputs), 2))],
+        ...     output=0,
+        ... )
+    """
+    if not curvature > 0:
+        raise ValueError(f"from_energy: curvature must be positive, got {curvature}.")
+
+    def respond(
+        params: Tree,
+        state: State,
+        inputs: jax.Array,
+        force: Mapping[Key, jax.Array],
+        stiffness: Mapping[Key, Any],
+    ) -> State:
+        slopes = state_gradient(lambda s: energy(params, s, inputs), state)
+        new = {}
+        for key in keys_of(state):
+            step = slopes[key] + force[key] if key in force else slopes[key]
+            moved = state[key] - step / (curvature + stiffness.get(key, 0.0))
+            new[key] = project(moved).astype(state[key].dtype)
+        return replaced(state, new)
+
+    key = None if callable(output) else output
+
+    def outputs(params: Tree, state: State) -> jax.Array:
+        return output(params, state) if callable(output) else state[output]
+
+    return EnergyNetwork(
+        init=init,
+        start=start,
+        energy=energy,
+        coupling=energy,
+        respond=respond,
+        outputs=outputs,
+        output_key=key,
+        stiff=key is not None,
+        output_curvature=None if key is None else curvature,
+        holomorphic=holomorphic,
+    )

@@ -1,0 +1,235 @@
+"""Phases of a network's relaxation, and the contrast of their energies.
+
+    free     s_0 = argmin E          nudged   s_b = argmin E + b C
+
+The gradient of the cost at s_0 is the limit of the contrast (Danskin's theorem: states
+are held fixed)
+
+    d/dparams sum over phases p of w_p [E(s_p) + b_p C(s_p)],   sum w = 0, sum w b = 1
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.energy.costs import Cost
+from bilevel.energy.learning_rule import Aux
+from bilevel.energy.networks.base import (
+    EnergyNetwork,
+    Key,
+    State,
+    keys_of,
+    replaced,
+    state_gradient,
+)
+from bilevel.energy.relaxations import Relaxation, Relaxed
+from bilevel.trees import Tree
+
+
+class Data(NamedTuple):
+    """What all phases of a step share: parameters, inputs `[B, ...]`, targets."""
+
+    params: Tree
+    inputs: jax.Array
+    targets: jax.Array
+
+
+def relax(
+    network: EnergyNetwork,
+    relaxation: Relaxation,
+    data: Data,
+    state: State,
+    key: jax.Array | None = None,
+    *,
+    cost: Cost | None = None,
+    beta: jax.Array | float = 0.0,
+    held: Mapping[Key, jax.Array] | None = None,
+) -> Relaxed:
+    """Relaxes E + beta C from `state`; without `cost`, E.
+
+    Args:
+        network: with the energy E.
+        relaxation: the solver.
+        data: parameters, inputs and targets.
+        state: where to begin.
+        key: of the state noise.
+        cost: C, summed over the examples: beta is the nudge of each.
+        beta: of any sign, or complex for a holomorphic network.
+        held: entries of the state that stay as given.
+    """
+    params, inputs, targets = data
+    held = dict(held or {})
+    state = replaced(state, held)
+
+    def apply(state: State, force: dict[Key, jax.Array]) -> State:
+        stiffness: dict[Key, Any] = {}
+        if cost is not None:
+            nudge = _nudge(network, cost, params, state, targets)
+            for name, slope in nudge.items():
+                force = {**force, name: force.get(name, 0) + beta * slope}
+            if cost.curvature is not None and network.stiff:
+                stiffness = {network.output_key: beta * cost.curvature}
+        new = network.respond(params, state, inputs, force, stiffness)
+        return replaced(new, held)
+
+    return relaxation.solve(apply, state, key)
+
+
+def relax_free(
+    network: EnergyNetwork,
+    relaxation: Relaxation,
+    params: Tree,
+    inputs: jax.Array,
+    key: jax.Array | None = None,
+) -> Relaxed:
+    """The free phase, from the network's start."""
+    data = Data(params, inputs, jnp.zeros(len(inputs)))
+    return relax(network, relaxation, data, network.start(params, inputs), key)
+
+
+def outputs_of(network: EnergyNetwork, relaxation: Relaxation) -> Any:
+    """`(params, inputs) -> outputs` at the end of a free phase without noise's key."""
+
+    def apply(params: Tree, inputs: jax.Array) -> jax.Array:
+        key = jax.random.key(0) if relaxation.noise else None
+        free = relax_free(network, relaxation, params, inputs, key)
+        return network.outputs(params, free.state)
+
+    return apply
+
+
+def relax_at(
+    network: EnergyNetwork,
+    relaxation: Relaxation,
+    data: Data,
+    state: State,
+    cost: Cost,
+    betas: jax.Array,
+    key: jax.Array | None,
+) -> Relaxed:
+    """One nudged phase for each of `betas` `[P]`, side by side; leaves get `[P]`."""
+    if jnp.iscomplexobj(betas):
+        state = jax.tree.map(lambda x: x.astype(jnp.result_type(x, betas)), state)
+    keys = None if key is None else jax.random.split(key, len(betas))
+
+    def one(beta: jax.Array, key: jax.Array | None) -> Relaxed:
+        return relax(network, relaxation, data, state, key, cost=cost, beta=beta)
+
+    return jax.vmap(one, in_axes=(0, None if keys is None else 0))(betas, keys)
+
+
+def contrast(
+    network: EnergyNetwork,
+    data: Data,
+    free: State | None,
+    nudged: State | None,
+    weights: jax.Array,
+    *,
+    cost: Cost | None = None,
+    betas: jax.Array | None = None,
+) -> Tree:
+    """The gradient, a mean over examples, from the states of the phases.
+
+    Args:
+        network: with the energy.
+        data: parameters, inputs, targets.
+        free: s_0, where its weight -sum of `weights` is not zero.
+        nudged: s_p, leaves `[P, B, ...]`.
+        weights: w_p `[P]`; the real part is taken where they are complex.
+        cost: C, where it depends on the parameters.
+        betas: b_p `[P]` of the cost.
+    """
+
+    def at(params: Tree, state: State, beta: Any) -> jax.Array:
+        total = network.coupling(params, state, data.inputs)
+        if cost is not None and network.output_key is None:
+            outputs = network.outputs(params, state)
+            total = total + beta * jnp.sum(cost.value(outputs, data.targets))
+        return total
+
+    def total(params: Tree) -> jax.Array:
+        value = jnp.zeros((), jnp.float32)
+        if nudged is not None:
+            strengths = weights * 0 if betas is None else betas
+            phases = jax.vmap(at, in_axes=(None, 0, 0))(params, nudged, strengths)
+            value = jnp.sum(jnp.real(weights * phases))
+        if free is not None:
+            value = value - jnp.sum(jnp.real(weights)) * at(params, free, 0.0)
+        return value / len(data.inputs)
+
+    return jax.grad(total)(data.params)
+
+
+def report(outputs: jax.Array, free: Relaxed, nudged: Relaxed, tolerance: float) -> Aux:
+    """What a rule with phases says about them.
+
+    Args:
+        outputs: of the free phase.
+        free: the free phase.
+        nudged: the others, leaves `[P, B, ...]`.
+        tolerance: of the residuals, relative to the response.
+    """
+    moved = jax.tree.map(lambda x, y: jnp.abs(x - y[None]), nudged.state, free.state)
+    leaves = jax.tree.leaves(moved)
+    count = sum(x.size for x in leaves)
+    squares = [jnp.sum(x.astype(free.residual.dtype) ** 2) for x in leaves]
+    displacement = jnp.sqrt(sum(squares[1:], squares[0]) / count)
+    nudged_residual = jnp.max(nudged.residual)
+    # A NaN compares as False.
+    converged = (free.residual <= tolerance * displacement) & (
+        nudged_residual <= tolerance * displacement
+    )
+    exact = (free.residual == 0) & (nudged_residual == 0)
+    return Aux(
+        outputs=outputs,
+        state=free.state,
+        free_residual=free.residual,
+        nudged_residual=nudged_residual,
+        displacement=displacement,
+        converged=converged | exact,
+    )
+
+
+def phase_keys(
+    key: jax.Array | None, *relaxations: Relaxation
+) -> list[jax.Array | None]:
+    """A key for each phase that has noise, None for the others."""
+    if key is None:
+        if any(one.noise for one in relaxations):
+            raise ValueError(
+                "state noise needs a key: call rule(params, inputs, targets, key)."
+            )
+        return [None] * len(relaxations)
+    keys = jax.random.split(key, len(relaxations))
+    pairs = zip(keys, relaxations, strict=True)
+    return [own if one.noise else None for own, one in pairs]
+
+
+def _nudge(
+    network: EnergyNetwork,
+    cost: Cost,
+    params: Tree,
+    state: State,
+    targets: jax.Array,
+) -> dict[Key, jax.Array]:
+    """dC/ds, by key; the output's alone where the outputs are one."""
+    key = network.output_key
+    if key is not None:
+        value = lambda outputs: jnp.sum(cost.value(outputs, targets))
+        is_holomorphic = jnp.iscomplexobj(state[key])
+        return {key: jax.grad(value, holomorphic=is_holomorphic)(state[key])}
+    value = lambda s: jnp.sum(cost.value(network.outputs(params, s), targets))
+    slopes = state_gradient(value, state)
+    return {name: slopes[name] for name in keys_of(state)}
+
+
+def require_holomorphic(name: str, network: EnergyNetwork, cost: Cost) -> None:
+    """Raises `ValueError` for a network or cost without complex states."""
+    if not (network.holomorphic and cost.holomorphic):
+        raise ValueError(
+            f"{name}: needs an energy and a cost that are analytic in the state: an "
+            "activation such as tanh, sigmoid or shifted_sigmoid, and no maximum, "
+            "absolute value or clipping."
+        )
