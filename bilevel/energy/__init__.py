@@ -12,12 +12,15 @@ A rule is called like `jax.value_and_grad(loss)`: `rule(params, inputs, targets,
 """
 
 from bilevel.energy import activations as activations
+from bilevel.energy import diagnostics as diagnostics
 from bilevel.energy import networks as networks
 from bilevel.energy import relaxations as relaxations
 from bilevel.energy import transports as transports
 from bilevel.energy.activations import Activation as Activation
-from bilevel.energy.back_propagation import (
-    back_propagation as back_propagation,
+from bilevel.energy.back_propagation import back_propagation as back_propagation
+from bilevel.energy.by_hypergradient import by_hypergradient as by_hypergradient
+from bilevel.energy.check_estimator import (
+    check_estimator as check_estimator,
 )
 from bilevel.energy.contrastive_hebbian_learning import (
     contrastive_hebbian_learning as contrastive_hebbian_learning,
@@ -25,38 +28,49 @@ from bilevel.energy.contrastive_hebbian_learning import (
 from bilevel.energy.costs import Cost as Cost
 from bilevel.energy.costs import cross_entropy as cross_entropy
 from bilevel.energy.costs import squared_error as squared_error
-from bilevel.energy.coupled_learning import (
-    coupled_learning as coupled_learning,
+from bilevel.energy.coupled_learning import coupled_learning as coupled_learning
+from bilevel.energy.difference_target_propagation import (
+    difference_target_propagation as difference_target_propagation,
 )
 from bilevel.energy.direct_feedback_alignment import (
     direct_feedback_alignment as direct_feedback_alignment,
 )
-from bilevel.energy.dual_propagation import (
-    dual_propagation as dual_propagation,
-)
+from bilevel.energy.dual_propagation import dual_propagation as dual_propagation
 from bilevel.energy.equilibrium_propagation import (
     equilibrium_propagation as equilibrium_propagation,
 )
-from bilevel.energy.feedback_alignment import (
-    feedback_alignment as feedback_alignment,
-)
+from bilevel.energy.feedback_alignment import feedback_alignment as feedback_alignment
 from bilevel.energy.feedforward import Feedforward as Feedforward
-from bilevel.energy.feedforward import (
-    feedforward as feedforward,
+from bilevel.energy.feedforward import feedforward as feedforward
+from bilevel.energy.fenchel_back_propagation import (
+    fenchel_back_propagation as fenchel_back_propagation,
 )
 from bilevel.energy.holomorphic_equilibrium_propagation import (
     holomorphic_equilibrium_propagation as holomorphic_equilibrium_propagation,
 )
-from bilevel.energy.kolen_pollack import (
-    kolen_pollack as kolen_pollack,
+from bilevel.energy.incremental_predictive_coding import (
+    incremental_predictive_coding as incremental_predictive_coding,
 )
+from bilevel.energy.kolen_pollack import kolen_pollack as kolen_pollack
 from bilevel.energy.learning_rule import Aligned as Aligned
 from bilevel.energy.learning_rule import Aux as Aux
 from bilevel.energy.learning_rule import LearningRule as LearningRule
-from bilevel.energy.networks import EnergyNetwork as EnergyNetwork
-from bilevel.energy.sign_symmetry import (
-    sign_symmetry as sign_symmetry,
+from bilevel.energy.lpom import lpom as lpom
+from bilevel.energy.multi_pass_dual_propagation import (
+    multi_pass_dual_propagation as multi_pass_dual_propagation,
 )
+from bilevel.energy.networks import EnergyNetwork as EnergyNetwork
+from bilevel.energy.predictive_coding import predictive_coding as predictive_coding
+from bilevel.energy.recurrent_back_propagation import (
+    recurrent_back_propagation as recurrent_back_propagation,
+)
+from bilevel.energy.relaxations import Relaxation as Relaxation
+from bilevel.energy.sign_symmetry import sign_symmetry as sign_symmetry
+from bilevel.energy.state_solver import state_solver as state_solver
+from bilevel.energy.truncated_back_propagation_through_time import (
+    truncated_back_propagation_through_time as truncated_back_propagation_through_time,
+)
+from bilevel.energy.z_il import z_il as z_il
 
 __all__ = [
     "Activation",
@@ -66,21 +80,35 @@ __all__ = [
     "EnergyNetwork",
     "Feedforward",
     "LearningRule",
+    "Relaxation",
     "activations",
     "back_propagation",
+    "by_hypergradient",
+    "check_estimator",
     "contrastive_hebbian_learning",
     "coupled_learning",
     "cross_entropy",
+    "diagnostics",
+    "difference_target_propagation",
     "direct_feedback_alignment",
     "dual_propagation",
     "equilibrium_propagation",
     "feedback_alignment",
     "feedforward",
+    "fenchel_back_propagation",
     "holomorphic_equilibrium_propagation",
+    "incremental_predictive_coding",
     "kolen_pollack",
+    "lpom",
+    "multi_pass_dual_propagation",
     "networks",
+    "predictive_coding",
+    "recurrent_back_propagation",
     "relaxations",
     "sign_symmetry",
     "squared_error",
+    "state_solver",
     "transports",
+    "truncated_back_propagation_through_time",
+    "z_il",
 ]

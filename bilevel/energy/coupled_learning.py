@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from bilevel.energy import phases
 from bilevel.energy.costs import Cost
-from bilevel.energy.equilibrium_propagation import check_beta
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
+from bilevel.energy.nudges import check_beta
 from bilevel.energy.relaxations import Relaxation, Relaxed
 from bilevel.trees import Tree
 

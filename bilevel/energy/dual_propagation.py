@@ -1,7 +1,5 @@
 """Dual propagation: every unit has two states, and their difference is the error."""
 
-import math
-
 import jax
 
 from bilevel.energy import transports
@@ -9,6 +7,7 @@ from bilevel.energy.blockwise import blockwise
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import LearningRule
+from bilevel.energy.nudges import check_beta
 
 
 def dual_propagation(
@@ -68,8 +67,7 @@ def dual_propagation(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"dual_propagation: alpha must lie in [0, 1], got {alpha}.")
-    if not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(f"dual_propagation: beta must be positive, got {beta}.")
+    check_beta("dual_propagation", beta)
     f = network.activation.apply
     up, down = (alpha, 1 - alpha) if original else (1 - alpha, alpha)
 

@@ -1,6 +1,5 @@
 """Equilibrium propagation: the gradient from a state that is nudged a little."""
 
-import math
 from typing import Literal, TypeAlias, get_args
 
 import jax
@@ -10,6 +9,7 @@ from bilevel.energy import phases
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
+from bilevel.energy.nudges import check_beta, check_negative
 from bilevel.energy.relaxations import Relaxation
 from bilevel.trees import Tree
 
@@ -136,23 +136,3 @@ def _signs(nudging: Nudging, key: jax.Array | None, dtype: jnp.dtype) -> jax.Arr
             )
         return jax.random.rademacher(jax.random.fold_in(key, 2), (1,), dtype)
     return jnp.array([1 if nudging == "positive" else -1], dtype)
-
-
-def check_beta(name: str, beta: float) -> None:
-    """Raises `ValueError` unless beta is positive and finite."""
-    if not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(
-            f"{name}: beta must be positive and finite, got {beta}: without a nudge "
-            "there is nothing to contrast, and its sign is said by name."
-        )
-
-
-def check_negative(name: str, network: EnergyNetwork, cost: Cost, beta: float) -> None:
-    """Raises `ValueError` where a nudge of -beta has no minimum in the output."""
-    own, h = network.output_curvature, cost.curvature
-    if own is not None and h is not None and beta * h >= own:
-        raise ValueError(
-            f"{name}: with a nudge of -beta the energy is unbounded below: its "
-            f"curvature in the output is {own} - beta * {h}. Expected beta < {own / h},"
-            f' got {beta}; or take nudging="positive".'
-        )

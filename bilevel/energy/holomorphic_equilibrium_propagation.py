@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.energy import phases
+from bilevel.energy.analytic import require_analytic, require_holomorphic
 from bilevel.energy.costs import Cost
-from bilevel.energy.equilibrium_propagation import check_beta, check_negative
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
+from bilevel.energy.nudges import check_beta, check_negative
 from bilevel.energy.relaxations import Relaxation
 from bilevel.trees import Tree
 
@@ -45,7 +46,8 @@ def holomorphic_equilibrium_propagation(
         A `LearningRule`. Cost: T_free + 4 (N / 2 + 1) T_nudged sweeps of real numbers.
 
     Raises:
-        ValueError: a network or cost that is not holomorphic; beta not positive; N odd
+        ValueError: a network or cost that is not holomorphic, or (when it is traced)
+            an operation in the energy that is not analytic; beta not positive; N odd
             or below 2; a circle that passes the pole of the output at -beta.
 
     Source: Laborieux and Zenke 2022, arXiv:2209.00530, equation 8.
@@ -63,7 +65,7 @@ def holomorphic_equilibrium_propagation(
         >>> (value, aux), grads = rule(params, inputs, labels)
     """
     name = "holomorphic_equilibrium_propagation"
-    phases.require_holomorphic(name, network, cost)
+    require_holomorphic(name, network, cost)
     check_beta(name, beta)
     check_negative(name, network, cost, beta)
     if num_points < 2 or num_points % 2:
@@ -81,6 +83,7 @@ def holomorphic_equilibrium_propagation(
         data = phases.Data(params, inputs, targets)
         keys = phases.phase_keys(key, free, second)
         first = phases.relax_free(network, free, params, inputs, keys[0])
+        require_analytic(name, network, params, first.state, inputs)
         outputs = network.outputs(params, first.state)
         dtype = jnp.result_type(outputs, jnp.complex64)
         betas = jnp.asarray(beta * circle, dtype)

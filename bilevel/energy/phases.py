@@ -223,13 +223,3 @@ def _nudge(
     value = lambda s: jnp.sum(cost.value(network.outputs(params, s), targets))
     slopes = state_gradient(value, state)
     return {name: slopes[name] for name in keys_of(state)}
-
-
-def require_holomorphic(name: str, network: EnergyNetwork, cost: Cost) -> None:
-    """Raises `ValueError` for a network or cost without complex states."""
-    if not (network.holomorphic and cost.holomorphic):
-        raise ValueError(
-            f"{name}: needs an energy and a cost that are analytic in the state: an "
-            "activation such as tanh, sigmoid or shifted_sigmoid, and no maximum, "
-            "absolute value or clipping."
-        )

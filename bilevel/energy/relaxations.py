@@ -1,7 +1,10 @@
 """How a network's state settles: plug-in solvers for every phase of every rule.
 
-sweeps     each layer's minimiser in turn, in any order, or a part of the way there
-anderson   the same map, accelerated
+    sweeps     each layer's minimiser in turn, in any order, or a part of the way there
+    gradient   all layers down the energy, by any optax optimiser
+    anderson   the synchronous map, accelerated
+
+All of them see the network through its response: every layer's minimiser.
 """
 
 import math
@@ -10,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel.energy.networks.base import Key, State, keys_of, replaced
 from bilevel.iteration import iterate, iterate_until
@@ -113,11 +117,31 @@ def sweeps(
             f"sweeps: there is no order {order!r}; there are {', '.join(ORDERS)}, or "
             "pass groups of keys."
         )
+    return damped_sweeps(num_steps, order, sizes, rtol=rtol, noise=noise)
+
+
+def damped_sweeps(
+    num_steps: int,
+    order: Order,
+    step_sizes: Sequence[Any],
+    *,
+    rtol: float | None = None,
+    noise: float = 0.0,
+) -> Relaxation:
+    """`sweeps` with step sizes that may be traced, one for all or one for each layer.
+
+    Args:
+        num_steps: sweeps.
+        order: as in `sweeps`.
+        step_sizes: numbers or scalar arrays in (0, 1]; not checked.
+        rtol: as in `sweeps`.
+        noise: as in `sweeps`.
+    """
 
     def solve(apply: Map, state: State, key: jax.Array | None) -> Relaxed:
         keys = keys_of(state)
         groups = _groups(order, keys)
-        part = dict(zip(keys, _spread(sizes, keys), strict=True))
+        part = dict(zip(keys, _spread(step_sizes, keys), strict=True))
 
         def sweep(state: State, key: jax.Array | None) -> State:
             for number, group in enumerate(groups):
@@ -133,9 +157,60 @@ def sweeps(
 
         if rtol is None:
             return _budget(sweep, left, state, key, num_steps)
-        return _until(sweep, left, state, key, num_steps, rtol)
+        size = lambda state: _rms(jax.tree.leaves(state))
+        return _until(sweep, left, size, state, key, num_steps, rtol)
 
     return Relaxation("sweeps", solve, noise)
+
+
+def gradient(
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    rtol: float | None = None,
+) -> Relaxation:
+    """Descends the energy in all layers at once, by any optax optimiser.
+
+    The gradient is s - respond(s), which is dE/ds where the energy's curvature in each
+    layer by itself is 1 and nothing is bounded, as in predictive coding.
+
+    Args:
+        optimizer: of the states; its momentum starts at zero in every phase.
+        num_steps: steps; the cap where `rtol` is given.
+        rtol: as in `sweeps`.
+
+    Returns:
+        A `Relaxation`; a step costs about 1 g. Not for noise.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: Pinchetti et al. 2024, arXiv:2407.01163 (momentum in inference).
+
+    Example:
+        >>> inference = gradient(optax.sgd(0.05, momentum=0.5), 5)
+    """
+    _check(num_steps, rtol, 0.0)
+
+    def solve(apply: Map, state: State, key: jax.Array | None) -> Relaxed:
+        del key
+
+        def step(carry: Any, key: jax.Array | None) -> Any:
+            del key
+            state, (memory, _) = carry
+            slope = jax.tree.map(jnp.subtract, state, apply(state, {}))
+            updates, memory = optimizer.update(slope, memory, state)
+            return optax.apply_updates(state, updates), (memory, slope)
+
+        def left(before: Any, after: Any) -> jax.Array:
+            del before
+            return _rms(jax.tree.leaves(after[1][1]))
+
+        return _carried(
+            step, left, (state, (optimizer.init(state), state)), num_steps, rtol
+        )
+
+    return Relaxation("gradient", solve)
 
 
 def anderson(
@@ -204,13 +279,25 @@ def anderson(
             gaps = jax.tree.map(lambda g: g[count % memory], after[1][1])
             return _rms(jax.tree.leaves(gaps))
 
-        if rtol is None:
-            found = _budget(step, left, (state, history), None, num_steps)
-        else:
-            found = _until(step, left, (state, history), None, num_steps, rtol)
-        return found._replace(state=found.state[0])
+        return _carried(step, left, (state, history), num_steps, rtol)
 
     return Relaxation("anderson", solve)
+
+
+def _carried(
+    step: Callable[[Any, Any], Any],
+    left: Callable[[Any, Any], jax.Array],
+    carry: tuple[State, Any],
+    num_steps: int,
+    rtol: float | None,
+) -> Relaxed:
+    """Runs a solver that carries a memory beside the state."""
+    if rtol is None:
+        found = _budget(step, left, carry, None, num_steps)
+    else:
+        size = lambda carry: _rms(jax.tree.leaves(carry[0]))
+        found = _until(step, left, size, carry, None, num_steps, rtol)
+    return found._replace(state=found.state[0])
 
 
 def _budget(
@@ -235,6 +322,7 @@ def _budget(
 def _until(
     step: Callable[[Any, Any], Any],
     left: Callable[[Any, Any], jax.Array],
+    size: Callable[[Any], jax.Array],
     state: Any,
     key: jax.Array | None,
     num_steps: int,
@@ -247,10 +335,10 @@ def _until(
 
     def done(carry: Any) -> jax.Array:
         state, residual, _ = carry
-        return ~(residual > rtol * _rms(jax.tree.leaves(state)))
+        return ~(residual > rtol * size(state))
 
-    first = _rms(jax.tree.leaves(state))
-    start = (state, jnp.full_like(first, jnp.inf), jnp.zeros((), jnp.int32))
+    infinite = jnp.full_like(size(state), jnp.inf)
+    start = (state, infinite, jnp.zeros((), jnp.int32))
     (state, residual, number), _ = iterate_until(body, start, done, max_steps=num_steps)
     return Relaxed(state, residual, number)
 
@@ -285,8 +373,9 @@ def _draw(
     return drawn
 
 
-def _towards(old: jax.Array, new: jax.Array, part: float) -> jax.Array:
-    return new if part == 1 else (old + part * (new - old)).astype(old.dtype)
+def _towards(old: jax.Array, new: jax.Array, part: Any) -> jax.Array:
+    is_whole = isinstance(part, int | float) and part == 1
+    return new if is_whole else (old + part * (new - old)).astype(old.dtype)
 
 
 def _rms(leaves: list[jax.Array]) -> jax.Array:
@@ -321,7 +410,7 @@ def _weights(gaps: State, used: jax.Array, ridge: float) -> jax.Array:
     return solved / jnp.sum(solved, axis=1, keepdims=True)
 
 
-def _spread(sizes: Sequence[float], keys: list[Key]) -> list[float]:
+def _spread(sizes: Sequence[Any], keys: list[Key]) -> list[Any]:
     if len(sizes) not in (1, len(keys)):
         raise ValueError(
             f"sweeps: expected one step size or {len(keys)}, one for each layer, got "

@@ -135,8 +135,8 @@ def test_with_kolen_pollack_transport():
     [
         ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
         ({"alpha": float("nan")}, r"alpha must lie in \[0, 1\], got nan"),
-        ({"beta": 0.0}, "beta must be positive, got 0.0"),
-        ({"beta": float("inf")}, "beta must be positive, got inf"),
+        ({"beta": 0.0}, "beta must be positive and finite, got 0.0"),
+        ({"beta": float("inf")}, "beta must be positive and finite, got inf"),
     ],
 )
 def test_what_is_refused(options, message):

@@ -1,11 +1,13 @@
-"""Networks whose state is the argmin of an energy; any rule for energies trains them.
+"""Networks whose state is the argmin of an energy.
 
-hopfield     a chain with every connection in both directions
-lifted       a chain as Fenchel's inequality of each layer
-predictive   a chain as the errors of each layer's prediction
-resistive    resistors and diodes
-connected    any edges between any layers
-from_energy  an energy of your own
+    hopfield     a chain with every connection in both directions
+    lifted       a chain as Fenchel's inequality of each layer
+    predictive   a chain as the errors of each layer's prediction
+    resistive    resistors and diodes
+    connected    any edges between any layers
+    from_energy  an energy of your own
+
+Any rule for energies trains any of them.
 """
 
 from bilevel.energy.networks.base import EnergyNetwork as EnergyNetwork

@@ -213,7 +213,9 @@ def from_energy(
     key = None if callable(output) else output
 
     def outputs(params: Tree, state: State) -> jax.Array:
-        return output(params, state) if callable(output) else state[output]
+        if callable(output):
+            return output(params, state)  # pyright: ignore[reportReturnType]
+        return state[output]
 
     return EnergyNetwork(
         init=init,

@@ -1,0 +1,103 @@
+"""Whether a function is analytic, as far as its operations tell."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.energy.costs import Cost
+from bilevel.energy.networks.base import EnergyNetwork, State
+from bilevel.trees import Tree
+
+_NOT_ANALYTIC = frozenset(
+    {
+        "abs",
+        "argmax",
+        "argmin",
+        "clamp",
+        "conj",
+        "ge",
+        "gt",
+        "imag",
+        "le",
+        "lt",
+        "max",
+        "min",
+        "real",
+        "reduce_max",
+        "reduce_min",
+        "reduce_window_max",
+        "reduce_window_min",
+        "sign",
+        "sort",
+    }
+)
+
+
+def not_analytic(
+    network: EnergyNetwork, params: Tree, state: State, inputs: jax.Array
+) -> list[str]:
+    """The operations of the coupling on complex states that are not analytic.
+
+    Their derivatives would be no complex derivatives, and a contour integral wrong
+    without a word: |s|^2, for instance, or a maximum.
+
+    Args:
+        network: whose coupling is looked at.
+        params: of the network.
+        state: real; its shapes.
+        inputs: of the network.
+    """
+
+    def lifted(x: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x, jnp.complex64))
+
+    def coupling(state: State) -> jax.Array:
+        return network.coupling(params, state, inputs)
+
+    return sorted(set(_offending(coupling, jax.tree.map(lifted, state))))
+
+
+def require_analytic(
+    name: str, network: EnergyNetwork, params: Tree, state: State, inputs: jax.Array
+) -> None:
+    """Raises `ValueError` where something is `not_analytic`; call it while tracing."""
+    found = not_analytic(network, params, state, inputs)
+    if found:
+        raise ValueError(
+            f"{name}: the energy applies {', '.join(found)} to the state, which is not "
+            "analytic. Use average in place of max-pooling, s**2 in place of |s|**2, "
+            "and smooth activations; or equilibrium_propagation."
+        )
+
+
+def require_holomorphic(name: str, network: EnergyNetwork, cost: Cost) -> None:
+    """Raises `ValueError` for a network or cost that says it has no complex states."""
+    if not (network.holomorphic and cost.holomorphic):
+        raise ValueError(
+            f"{name}: needs an energy and a cost that are analytic in the state: an "
+            "activation such as tanh, sigmoid or shifted_sigmoid, and no maximum, "
+            "absolute value or clipping."
+        )
+
+
+def _offending(function: Callable[..., Any], *args: Any) -> Iterator[str]:
+    yield from _walk(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _walk(jaxpr: Any) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        complex_in = any(
+            jnp.issubdtype(one.aval.dtype, jnp.complexfloating)
+            for one in equation.invars
+            if hasattr(one.aval, "dtype")
+        )
+        if complex_in and equation.primitive.name in _NOT_ANALYTIC:
+            yield equation.primitive.name
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _walk(inner)

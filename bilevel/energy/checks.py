@@ -1,0 +1,49 @@
+"""One identity that was checked, and how."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Check(NamedTuple):
+    """An identity.
+
+    Attributes:
+        name: of the identity.
+        expected: in words.
+        found: likewise.
+        passed: whether it holds.
+    """
+
+    name: str
+    expected: str
+    found: str
+    passed: bool
+
+
+def close(name: str, error: float, bound: float) -> Check:
+    """An equality, by its relative error."""
+    return Check(name, f"<= {bound:.0e}", f"{error:.1e}", error <= bound)
+
+
+def order(
+    name: str,
+    betas: Sequence[float],
+    errors: Sequence[float],
+    expected: float,
+    *,
+    slack: float = 0.2,
+    exact: float = 1e-9,
+) -> Check:
+    """The order of an error in beta: its slope in logarithms, the least of all gaps.
+
+    Errors below `exact` have no slope left, and pass.
+    """
+    wanted = f"beta^{expected:g}"
+    if all(error <= exact for error in errors):
+        return Check(name, wanted, f"exact, {max(errors):.1e}", True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.diff(np.log(errors)) / np.diff(np.log(betas))
+    found = f"beta^{slopes[-1]:.2f}, {errors[-1]:.1e} at {betas[-1]:g}"
+    return Check(name, wanted, found, bool(abs(slopes[-1] - expected) <= slack))

@@ -1,0 +1,98 @@
+"""Lifted proximal operator machines: training by the energy of lifted networks."""
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.energy import diagnostics, networks, phases, relaxations
+from bilevel.energy.costs import Cost
+from bilevel.energy.feedforward import Feedforward
+from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.nudges import check_beta
+from bilevel.energy.relaxations import Relaxed
+from bilevel.trees import Tree
+
+
+def lpom(
+    chain: Feedforward,
+    cost: Cost,
+    *,
+    beta: float = 1.0,
+    clamped: bool = True,
+    num_sweeps: int = 2,
+    num_inner: int = 5,
+    tolerance: float = 0.1,
+) -> LearningRule:
+    """Descends the Fenchel-lifted energy with the outputs drawn to the targets.
+
+        E = sum_k R_k(s_k) + R_k*(a_k) - <s_k, a_k>,   a_k = block_k(s_{k-1})
+
+    E is 0 at the forward pass, so that one phase is enough: the update is the
+    derivative of E at the states it relaxes to, (f(a_k) - s_k) s_{k-1}^T / beta, which
+    has no f'. A sweep goes from the last layer to the first and gives each `num_inner`
+    proximal steps of size 1 / (1 + l_k), l_k = max(0, (|block_{k+1}|^2 - 1) / 2), which
+    do not increase E; the norms come from power iteration.
+
+    Args:
+        chain: the layers; the activation must have a potential.
+        cost: of the outputs.
+        beta: per sample. For beta -> 0 it is back-propagation, error O(beta).
+        clamped: the outputs are held at o - beta dC/do, o those of the forward pass:
+            with squared error and beta 1 at the targets, as published. Otherwise E +
+            beta C is relaxed, as with equilibrium propagation.
+        num_sweeps: from the last layer to the first.
+        num_inner: steps of a layer in each sweep.
+        tolerance: `aux.converged` as in `equilibrium_propagation`.
+
+    Returns:
+        A `LearningRule`. Cost: 2 g, and one for each sweep and inner step.
+
+    Raises:
+        ValueError: an activation without potential; beta that is not positive.
+
+    Source: Li, Fang and Lin 2019, "Lifted proximal operator machines"; the step size
+    as in Zach and Estellers 2019 and Hoier et al. 2023, arXiv:2302.01228.
+
+    Example:
+        >>> from flax import linen
+        >>> from bilevel import energy
+        >>> chain = energy.feedforward([linen.Dense(8), linen.Dense(2)])
+        >>> rule = energy.lpom(chain, energy.squared_error())
+        >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
+        >>> params = rule.init(jax.random.key(0), inputs)
+        >>> (value, aux), grads = rule(params, inputs, labels)
+    """
+    check_beta("lpom", beta)
+    if num_sweeps < 1 or num_inner < 1:
+        raise ValueError(
+            "lpom: num_sweeps and num_inner must be at least 1, got "
+            f"{num_sweeps}, {num_inner}."
+        )
+    network = networks.lifted(chain)
+    last = len(chain.blocks) - 1
+    order = [[key] for key in reversed(range(last)) for _ in range(num_inner)]
+
+    def value_and_grad(
+        params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[tuple[jax.Array, Aux], Tree]:
+        del key
+        data = phases.Data(params, inputs, targets)
+        start = network.start(params, inputs)
+        outputs = start[-1]
+        norms = diagnostics.lipschitz(chain, params, inputs, start)
+        sizes = [1 / (1 + jnp.maximum(0, (n**2 - 1) / 2)) for n in norms[1:]]
+        settle = relaxations.damped_sweeps(num_sweeps, [[last], *order], [*sizes, 1.0])
+        if clamped:
+            slope = jax.grad(lambda o: jnp.sum(cost.value(o, targets)))(outputs)
+            held = {last: outputs - beta * slope}
+            settled = phases.relax(network, settle, data, start, held=held)
+        else:
+            settled = phases.relax(network, settle, data, start, cost=cost, beta=beta)
+        stacked = jax.tree.map(lambda x: x[None], settled)
+        weights = jnp.array([1 / beta], outputs.dtype)
+        grads = phases.contrast(network, data, None, stacked.state, weights)
+        none = jnp.zeros_like(settled.residual)
+        free = Relaxed(start, none, jnp.zeros((), jnp.int32))
+        aux = phases.report(outputs, free, stacked, tolerance)
+        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+
+    return LearningRule("lpom", chain.init, chain.apply, value_and_grad)

@@ -1,0 +1,267 @@
+"""Dual propagation as published: dyads that are stored, and visited many times."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import trees
+from bilevel.energy import diagnostics
+from bilevel.energy.costs import Cost
+from bilevel.energy.feedforward import Feedforward
+from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.nudges import check_beta
+from bilevel.iteration import iterate
+from bilevel.trees import Tree
+
+Order: TypeAlias = Literal[
+    "backward", "forward_backward", "forward", "odd_even", "even_odd"
+]
+"""In which order a pass visits the layers."""
+
+Dyads: TypeAlias = list[tuple[jax.Array, jax.Array]]
+"""(s+, s-) of the layers 1 to L."""
+
+_POWER_ITERATIONS = 50  # as in the published code
+_TOLERANCE = 0.1
+
+
+def multi_pass_dual_propagation(
+    network: Feedforward,
+    cost: Cost,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.1,
+    order: Order = "backward",
+    num_passes: int = 1,
+    original: bool = False,
+    damped: bool = False,
+) -> LearningRule:
+    """Dual propagation with a schedule: layers in any order, each as often as wanted.
+
+    Every unit of layer k is a dyad, s+ and s-, that begins at the forward state. A
+    visit of the layer takes from its neighbours
+
+        sbar_{k-1} = alpha s+_{k-1} + (1 - alpha) s-_{k-1},   a = block_k(sbar_{k-1})
+        delta_{k+1} = s+_{k+1} - s-_{k+1},   r = (d block_{k+1}(sbar_k))^T delta_{k+1}
+
+    and sets
+
+        s+ = f(a + (1 - alpha) r),   s- = f(a - alpha r)            (DP-transpose)
+        s+ = f(a + alpha r),         s- = f(a - (1 - alpha) r)      (original)
+        s+ = f((a + alpha r + l s+) / (1 + l)),                     (damped original)
+        s- = f((a - (1 - alpha) r + l s-) / (1 + l)),
+        l = max(0, (|block_{k+1}|^2 - 1) / 2)
+
+    The output's dyad is a_L -+ its share of beta g, so that delta_L = -beta g, with g =
+    dC/da_L at the *forward* outputs, whatever the cost and the pass. The gradient of
+    block k is that of -<block_k(sbar_{k-1}), delta_k> / beta, states frozen.
+
+    One pass "backward" is `dual_propagation`, which costs less. More passes change
+    nothing for alpha 0 or 1 and where f is piecewise linear without a kink on the way,
+    otherwise the gradient by O(beta^2): schedules imitate hardware whose units are in
+    no order.
+
+    Args:
+        network: a chain of blocks.
+        cost: of its outputs.
+        alpha: in [0, 1], which of the two states is nearer to the forward state.
+        beta: nudge of each *sample's* cost.
+        order: of one pass: "backward" [L..1]; "forward" [1..L], whose feedback comes
+            down one layer a pass: it takes L passes; "forward_backward" [L..1], then in
+            every further pass [1..L-1] and [L..1]; "odd_even" layers 1, 3, ... and then
+            2, 4, ...; "even_odd" the other way.
+        num_passes: at least 1.
+        original: the rule of the first paper; it is biased where alpha is not 1/2.
+        damped: with `original`: damps it by the spectral norms of the blocks, by power
+            iteration. It needs 30 passes, more where the norms are large. A norm is
+            that of the linear map at the first example's forward state (a block that
+            ends in max-pooling has one for each pattern of maxima).
+
+    Returns:
+        A `LearningRule`. `aux.state` has the dyads `[(s+_1, s-_1), ...]`. From two
+        passes on there is a residual, the last pass's change, and `aux.converged` holds
+        where it is small in every layer. Cost: about 1 g for each pass (2 g for
+        "forward_backward"). A max-pool has its maxima where sbar has them (at s+ in the
+        published code).
+
+    Raises:
+        ValueError: an argument out of range; `damped` without `original`, or with an
+            activation whose potential is not s^2 / 2 (identity, relu, hard_sigmoid).
+
+    Source: Hoier, Staudt and Zach 2023, arXiv:2302.01228 (original); Hoier and Zach
+    2024, arXiv:2402.08573 (DP-transpose, schedules, damping).
+
+    Example:
+        >>> from flax import linen
+        >>> from bilevel import energy
+        >>> network = energy.feedforward([linen.Dense(8), linen.Dense(2)], "tanh")
+        >>> cost = energy.cross_entropy()
+        >>> rule = multi_pass_dual_propagation(
+        ...     network, cost, order="forward", num_passes=4
+        ... )
+        >>> inputs, labels = jnp.ones((3, 4)), jnp.array([0, 1, 1])
+        >>> params = rule.init(jax.random.key(0), inputs)
+        >>> (value, aux), grads = rule(params, inputs, labels)
+        >>> bool(aux.converged)
+        True
+    """
+    _check(network, alpha, beta, order, num_passes)
+    if damped:
+        _check_damped(network, original)
+    f, blocks = network.activation.apply, network.blocks
+    up, down = (alpha, 1 - alpha) if original else (1 - alpha, alpha)
+    first, further = _passes(order, len(blocks))
+
+    def mean(dyad: tuple[jax.Array, jax.Array]) -> jax.Array:
+        plus, minus = dyad
+        # In this form it is exactly the forward state where the two are equal.
+        return minus + alpha * (plus - minus)
+
+    def value_and_grad(
+        params: list[Tree], inputs: jax.Array, targets: jax.Array, key: Any
+    ) -> tuple[tuple[jax.Array, Aux], list[Tree]]:
+        del key
+        *hidden, outputs = network.pre_activations(params, inputs)
+        states = [f(a) for a in hidden]
+        costs, pull = jax.vjp(lambda outputs: cost.value(outputs, targets), outputs)
+        (g,) = pull(jnp.ones_like(costs))
+        nudges = -up * beta * g, down * beta * g
+        damping = [0.0] * len(states)
+        if damped:
+            pairs = zip(blocks[1:], params[1:], states, strict=True)
+            damping = [_damping(*one) for one in pairs]
+
+        def visit(dyads: Dyads, k: int) -> tuple[jax.Array, jax.Array]:
+            if k == len(blocks) - 1:
+                return nudges
+            a = blocks[k](params[k], mean(dyads[k - 1]) if k > 0 else inputs)
+            above = lambda s: blocks[k + 1](params[k + 1], s)
+            (r,) = jax.vjp(above, mean(dyads[k]))[1](dyads[k + 1][0] - dyads[k + 1][1])
+            if not damped:
+                return f(a + up * r), f(a - down * r)
+            (plus, minus), l = dyads[k], damping[k]
+            return (
+                f((a + up * r + l * plus) / (1 + l)),
+                f((a - down * r + l * minus) / (1 + l)),
+            )
+
+        def sweep(dyads: Dyads, layers: list[int]) -> Dyads:
+            for k in layers:
+                dyads = [*dyads[:k], visit(dyads, k), *dyads[k + 1 :]]
+            return dyads
+
+        def step(carry: tuple[Dyads, Any]) -> tuple[Dyads, Any]:
+            dyads = sweep(carry[0], further)
+            return dyads, _rms(trees.sub(dyads, carry[0]))
+
+        # The output's dyad is kept as its distance from a_L: the difference of the two
+        # is then free of cancellation, and a_L is not needed on the way.
+        start = [(s, s) for s in states]
+        dyads = sweep([*start, (jnp.zeros_like(g), jnp.zeros_like(g))], first)
+        unknown = jnp.zeros(len(blocks), trees.real_dtype(dyads))
+        dyads, changes = iterate(step, (dyads, unknown), num_steps=num_passes - 1)
+        deltas = [plus - minus for plus, minus in dyads]
+        grads, a = [], outputs
+        below = [inputs, *map(mean, dyads[:-1])]
+        for block, own, state, delta in zip(blocks, params, below, deltas, strict=True):
+            at = lambda p, block=block, state=state: block(p, state)
+            a, pull = jax.vjp(at, own)
+            grads += pull(-delta / (beta * len(inputs)))
+        dyads[-1] = a + dyads[-1][0], a + dyads[-1][1]
+        aux = _report(outputs, dyads, changes, deltas, [*damping, 0.0])
+        if num_passes == 1:  # there is no earlier pass to compare it with
+            aux = aux._replace(nudged_residual=None, converged=None)
+        return (jnp.mean(costs), aux), grads
+
+    return LearningRule(
+        "multi_pass_dual_propagation", network.init, network.apply, value_and_grad
+    )
+
+
+def _check(
+    network: Feedforward, alpha: float, beta: float, order: Order, num_passes: int
+) -> None:
+    name = "multi_pass_dual_propagation"
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"{name}: alpha must lie in [0, 1], got {alpha}.")
+    check_beta(name, beta)
+    if order not in get_args(Order):
+        raise ValueError(
+            f"{name}: order must be one of {', '.join(get_args(Order))}, got {order!r}."
+        )
+    if not isinstance(num_passes, int) or num_passes < 1:
+        raise ValueError(
+            f"{name}: num_passes must be an integer >= 1, got {num_passes!r}."
+        )
+
+
+def _check_damped(network: Feedforward, original: bool) -> None:
+    name = "multi_pass_dual_propagation"
+    if not original:
+        raise ValueError(
+            f"{name}: damping is defined for original=True; DP-transpose is stable "
+            "without it."
+        )
+    if network.activation.curvature != 1:
+        raise ValueError(
+            f"{name}: damping needs an activation with the potential s^2 / 2 (identity,"
+            f" relu, hard_sigmoid), got {network.activation.name!r}."
+        )
+
+
+def _passes(order: Order, num_blocks: int) -> tuple[list[int], list[int]]:
+    """The layers of the first pass and of all further ones, counted from 0."""
+    upward = list(range(num_blocks))
+    backward = upward[::-1]
+    odd, even = upward[::2], upward[1::2]  # the layers 1, 3, ... and 2, 4, ...
+    table: dict[Order, tuple[list[int], list[int]]] = {
+        "backward": (backward, backward),
+        "forward_backward": (backward, upward[:-1] + backward),
+        "forward": (upward, upward),
+        "odd_even": (odd + even, odd + even),
+        "even_odd": (even + odd, even + odd),
+    }
+    return table[order]
+
+
+def _damping(
+    block: Callable[[Tree, jax.Array], jax.Array], params: Tree, state: jax.Array
+) -> jax.Array:
+    """max(0, (|A|^2 - 1) / 2), A the linear map of the block at the first example."""
+    norm = diagnostics.block_norm(block, params, state, num_steps=_POWER_ITERATIONS)
+    return jnp.maximum(0, (norm**2 - 1) / 2).astype(state.dtype)
+
+
+def _report(
+    outputs: jax.Array,
+    dyads: Dyads,
+    changes: jax.Array,
+    deltas: list[jax.Array],
+    damping: list[Any],
+) -> Aux:
+    """What the rule says about its last pass.
+
+    A change is taken as if it had not been damped. Every layer must have settled by
+    itself: feedback that has just arrived at a lower layer is small beside that of the
+    upper ones, and there is more to come.
+    """
+    residuals = jnp.stack([(1 + l) * x for l, x in zip(damping, changes, strict=True)])
+    displacements = _rms(deltas)
+    sizes = jnp.array([x.size for x in deltas], residuals.dtype)
+    mean = lambda x: jnp.sqrt(jnp.sum(sizes * x**2) / jnp.sum(sizes))
+    return Aux(
+        outputs,
+        state=dyads,
+        nudged_residual=mean(residuals),
+        displacement=mean(displacements),
+        converged=jnp.all(residuals <= _TOLERANCE * displacements),
+    )
+
+
+def _rms(layers: list[Any]) -> jax.Array:
+    """The root mean square of each layer, `[L]`."""
+    count = lambda layer: sum(x.size for x in jax.tree.leaves(layer))
+    return jnp.stack([trees.norm(one) / math.sqrt(count(one)) for one in layers])

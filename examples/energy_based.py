@@ -1,0 +1,177 @@
+"""Trains a network by any learning rule: equilibrium propagation, dual propagation, ...
+
+    python examples/energy_based.py --config=configs/energy_based_digits.py
+    python examples/energy_based.py --cfg.learning.rule=dual_propagation
+
+One program for every rule and network: the rule is one setting. An epoch is one
+compiled loop. The test images are looked at once, after the last epoch; settings were
+chosen with `--cfg.num_validation=5000`, which holds images out of training. A run that
+was interrupted goes on by the same command. What to expect: see the configurations.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel
+from bilevel import datasets, energy
+from bilevel.datasets import Examples, Splits
+from bilevel.energy import diagnostics
+from bilevel.experiments import Run, progress
+from examples.energy_based_rules import Config, chain_of, optimizer_of, rule_of
+
+
+class State(NamedTuple):
+    """All that training changes."""
+
+    params: Any
+    optimizer: Any
+    step: jax.Array
+    key: jax.Array
+
+
+class Data(NamedTuple):
+    """Images as the network wants them, and their labels."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+def load(config: Config, run: Run) -> Data:
+    """The images: flat for dense networks, `[28, 28, 1]` for convolutions."""
+    loaders = {
+        "digits": lambda: datasets.load_digits(config.seed),
+        "mnist": lambda: datasets.load_mnist(run.data_dir),
+        "fashion_mnist": lambda: datasets.load_fashion_mnist(run.data_dir),
+    }
+    splits: Splits = loaders[config.dataset]()
+    num_rest = len(splits.train.labels) - config.num_validation
+    sizes = (config.num_train or num_rest, config.num_validation)
+    train, validation = datasets.split(splits.train, sizes, config.seed)
+
+    def ready(part: Examples) -> Examples:
+        inputs = part.inputs.astype(np.float32)
+        if config.inputs == "signed":
+            inputs = 2 * inputs - 1
+        if config.model.channels:
+            side = round(inputs.shape[1] ** 0.5)
+            inputs = inputs.reshape(len(inputs), side, side, 1)
+        return Examples(jnp.asarray(inputs), jnp.asarray(part.labels))
+
+    return Data(ready(train), ready(validation), ready(splits.test))
+
+
+def accuracy(rule: energy.LearningRule, params: Any, part: Examples) -> float:
+    """The part of the examples whose largest output is the right one."""
+    right = 0
+    for start in range(0, len(part.labels), 1000):
+        rows = slice(start, start + 1000)
+        outputs = _outputs(rule, params, part.inputs[rows])
+        right += int(jnp.sum(jnp.argmax(outputs, -1) == part.labels[rows]))
+    return right / max(len(part.labels), 1)
+
+
+def _outputs(rule: energy.LearningRule, params: Any, inputs: jax.Array) -> jax.Array:
+    return _apply(rule.apply)(params, inputs)
+
+
+_compiled: dict[Any, Any] = {}
+
+
+def _apply(apply: Any) -> Any:
+    return _compiled.setdefault(apply, jax.jit(apply))
+
+
+def main(config: Config, run: Run) -> None:
+    """Trains, and prints the test accuracy."""
+    began = time.monotonic()
+    data = load(config, run)
+    run.record_data(**data._asdict(), split_seed=config.seed)
+    rule = rule_of(config, data.train.inputs.shape[-1])
+    steps_per_epoch = len(data.train.labels) // config.batch_size
+    optimizer = optimizer_of(config, steps_per_epoch)
+    first, key = jax.random.split(jax.random.key(config.seed))
+    params = rule.init(first, data.train.inputs[:1])
+    fresh = State(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+    state, done = run.restore(fresh) or (fresh, 0)
+    epoch = jax.jit(epoch_of(config, rule, optimizer), donate_argnums=0)
+
+    with progress("training") as show:
+        for number in range(done, config.num_epochs):
+            state, metrics = epoch(state, data.train)
+            values = {name: float(value) for name, value in metrics.items()}
+            if not np.isfinite(values["cost"]):
+                raise FloatingPointError(
+                    f"the cost is {values['cost']} in epoch {number + 1}; take a "
+                    "smaller learning rate or nudge, or more sweeps."
+                )
+            if config.num_validation:
+                found = accuracy(rule, state.params, data.validation)
+                values["validation_accuracy"] = found
+            show(number + 1, config.num_epochs, values)
+            run.log(number + 1, **values)
+            run.save(number + 1, state, force=number + 1 == config.num_epochs)
+    seconds = time.monotonic() - began
+    summary = {"test_accuracy": accuracy(rule, state.params, data.test)}
+    if config.num_validation:
+        summary["validation_accuracy"] = accuracy(rule, state.params, data.validation)
+    run.finish({**summary, "seconds": seconds})
+
+
+def epoch_of(
+    config: Config, rule: energy.LearningRule, optimizer: optax.GradientTransformation
+) -> Any:
+    """`(state, train) -> (state, metrics)`, metrics being means over the epoch."""
+    reference = None
+    if config.angles and config.learning.rule in ("dual_propagation",):
+        reference = energy.back_propagation(chain_of(config.model), _cost(config))
+
+    def epoch(state: State, train: Examples) -> tuple[State, dict[str, jax.Array]]:
+        num_steps = len(train.labels) // config.batch_size
+        key = jax.random.fold_in(state.key, state.step // num_steps)
+        order = jax.random.permutation(key, len(train.labels))
+
+        def step(carry: tuple[State, Any]) -> tuple[tuple[State, Any], Any]:
+            state, index = carry
+            rows = jax.lax.dynamic_slice(
+                order, (index * config.batch_size,), (config.batch_size,)
+            )
+            x, y = train.inputs[rows], train.labels[rows]
+            noise = jax.random.fold_in(state.key, state.step)
+            (value, aux), grads = rule(state.params, x, y, noise)
+            updates, memory = optimizer.update(grads, state.optimizer, state.params)
+            params = rule.project(optax.apply_updates(state.params, updates))
+            right = jnp.mean(jnp.argmax(aux.outputs, -1) == y)
+            metrics = {"cost": value, "train_accuracy": right}
+            for name in ("free_residual", "nudged_residual", "displacement"):
+                if getattr(aux, name) is not None:
+                    metrics[name] = getattr(aux, name)
+            if aux.converged is not None:
+                metrics["converged"] = aux.converged.astype(jnp.float32)
+            if reference is not None:
+                _, exact = reference(state.params, x, y)
+                for layer, angle in enumerate(diagnostics.angles(grads, exact)):
+                    metrics[f"angle_{layer + 1}"] = angle
+            new = State(params, memory, state.step + 1, state.key)
+            return (new, index + 1), metrics
+
+        start = (state, jnp.zeros((), jnp.int32))
+        (state, _), metrics = bilevel.iterate(
+            step, start, num_steps=num_steps, history=True
+        )
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    return epoch
+
+
+def _cost(config: Config) -> energy.Cost:
+    return getattr(energy, config.learning.cost)()
+
+
+if __name__ == "__main__":
+    bilevel.launch(main, Config())
