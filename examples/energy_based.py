@@ -20,9 +20,9 @@ import optax
 import bilevel
 from bilevel import datasets, energy
 from bilevel.datasets import Examples, Splits
-from bilevel.energy import diagnostics
 from bilevel.experiments import Run, progress
-from examples.energy_based_rules import Config, chain_of, optimizer_of, rule_of
+from examples.energy_based_diagnosis import diagnosis_of
+from examples.energy_based_rules import Config, optimizer_of, rule_of
 
 
 class State(NamedTuple):
@@ -34,12 +34,19 @@ class State(NamedTuple):
     key: jax.Array
 
 
-class Data(NamedTuple):
+class Images(NamedTuple):
     """Images as the network wants them, and their labels."""
 
-    train: Examples
-    validation: Examples
-    test: Examples
+    inputs: jax.Array
+    labels: jax.Array
+
+
+class Data(NamedTuple):
+    """The parts of a data set."""
+
+    train: Images
+    validation: Images
+    test: Images
 
 
 def load(config: Config, run: Run) -> Data:
@@ -54,37 +61,26 @@ def load(config: Config, run: Run) -> Data:
     sizes = (config.num_train or num_rest, config.num_validation)
     train, validation = datasets.split(splits.train, sizes, config.seed)
 
-    def ready(part: Examples) -> Examples:
+    def ready(part: Examples) -> Images:
         inputs = part.inputs.astype(np.float32)
         if config.inputs == "signed":
             inputs = 2 * inputs - 1
         if config.model.channels:
             side = round(inputs.shape[1] ** 0.5)
             inputs = inputs.reshape(len(inputs), side, side, 1)
-        return Examples(jnp.asarray(inputs), jnp.asarray(part.labels))
+        return Images(jnp.asarray(inputs), jnp.asarray(part.labels))
 
     return Data(ready(train), ready(validation), ready(splits.test))
 
 
-def accuracy(rule: energy.LearningRule, params: Any, part: Examples) -> float:
+def accuracy(apply: Any, params: Any, part: Images) -> float:
     """The part of the examples whose largest output is the right one."""
     right = 0
     for start in range(0, len(part.labels), 1000):
         rows = slice(start, start + 1000)
-        outputs = _outputs(rule, params, part.inputs[rows])
+        outputs = apply(params, part.inputs[rows])
         right += int(jnp.sum(jnp.argmax(outputs, -1) == part.labels[rows]))
     return right / max(len(part.labels), 1)
-
-
-def _outputs(rule: energy.LearningRule, params: Any, inputs: jax.Array) -> jax.Array:
-    return _apply(rule.apply)(params, inputs)
-
-
-_compiled: dict[Any, Any] = {}
-
-
-def _apply(apply: Any) -> Any:
-    return _compiled.setdefault(apply, jax.jit(apply))
 
 
 def main(config: Config, run: Run) -> None:
@@ -100,6 +96,9 @@ def main(config: Config, run: Run) -> None:
     fresh = State(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
     state, done = run.restore(fresh) or (fresh, 0)
     epoch = jax.jit(epoch_of(config, rule, optimizer), donate_argnums=0)
+    apply = jax.jit(rule.apply)
+    diagnose = diagnosis_of(config, rule, data.train.inputs.shape[-1])
+    few = jax.tree.map(lambda x: x[:500], data.train)
 
     with progress("training") as show:
         for number in range(done, config.num_epochs):
@@ -111,15 +110,18 @@ def main(config: Config, run: Run) -> None:
                     "smaller learning rate or nudge, or more sweeps."
                 )
             if config.num_validation:
-                found = accuracy(rule, state.params, data.validation)
+                found = accuracy(apply, state.params, data.validation)
                 values["validation_accuracy"] = found
+            if config.angles:
+                told = diagnose(state.params, few, state.key)
+                values |= {name: float(value) for name, value in told.items()}
             show(number + 1, config.num_epochs, values)
             run.log(number + 1, **values)
             run.save(number + 1, state, force=number + 1 == config.num_epochs)
     seconds = time.monotonic() - began
-    summary = {"test_accuracy": accuracy(rule, state.params, data.test)}
+    summary = {"test_accuracy": accuracy(apply, state.params, data.test)}
     if config.num_validation:
-        summary["validation_accuracy"] = accuracy(rule, state.params, data.validation)
+        summary["validation_accuracy"] = accuracy(apply, state.params, data.validation)
     run.finish({**summary, "seconds": seconds})
 
 
@@ -127,11 +129,8 @@ def epoch_of(
     config: Config, rule: energy.LearningRule, optimizer: optax.GradientTransformation
 ) -> Any:
     """`(state, train) -> (state, metrics)`, metrics being means over the epoch."""
-    reference = None
-    if config.angles and config.learning.rule in ("dual_propagation",):
-        reference = energy.back_propagation(chain_of(config.model), _cost(config))
 
-    def epoch(state: State, train: Examples) -> tuple[State, dict[str, jax.Array]]:
+    def epoch(state: State, train: Images) -> tuple[State, dict[str, jax.Array]]:
         num_steps = len(train.labels) // config.batch_size
         key = jax.random.fold_in(state.key, state.step // num_steps)
         order = jax.random.permutation(key, len(train.labels))
@@ -153,10 +152,6 @@ def epoch_of(
                     metrics[name] = getattr(aux, name)
             if aux.converged is not None:
                 metrics["converged"] = aux.converged.astype(jnp.float32)
-            if reference is not None:
-                _, exact = reference(state.params, x, y)
-                for layer, angle in enumerate(diagnostics.angles(grads, exact)):
-                    metrics[f"angle_{layer + 1}"] = angle
             new = State(params, memory, state.step + 1, state.key)
             return (new, index + 1), metrics
 
@@ -167,10 +162,6 @@ def epoch_of(
         return state, jax.tree.map(jnp.mean, metrics)
 
     return epoch
-
-
-def _cost(config: Config) -> energy.Cost:
-    return getattr(energy, config.learning.cost)()
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ class Config:
     inputs: Literal["unit", "signed"] = field("unit", help="in [0, 1] or [-1, 1]")
     num_epochs: int = field(10, help="passes over the training data", minimum=1)
     batch_size: int = field(32, help="examples in a step", minimum=1)
-    angles: bool = field(False, help="log the angle to back-propagation, per layer")
+    angles: bool = field(False, help="log angles to the true gradient, per layer")
     model: Model = dataclasses.field(default_factory=Model)
     learning: Learning = dataclasses.field(default_factory=Learning)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
@@ -132,13 +132,16 @@ def network_of(config: Config, num_inputs: int) -> energy.EnergyNetwork:
     return networks.hopfield(chain_of(model), model.output)
 
 
+def cost_of(config: Config) -> energy.Cost:
+    """The cost of the outputs."""
+    if config.learning.cost == "squared_error":
+        return energy.squared_error()
+    return energy.cross_entropy()
+
+
 def rule_of(config: Config, num_inputs: int) -> energy.LearningRule:
     """The learning rule, with what it needs of the settings."""
-    own = config.learning
-    cost = {
-        "squared_error": energy.squared_error,
-        "cross_entropy": energy.cross_entropy,
-    }[own.cost]()
+    own, cost = config.learning, cost_of(config)
     if own.rule in ON_CHAINS:
         return ON_CHAINS[own.rule](chain_of(config.model), cost, own)
     return ON_ENERGIES[own.rule](network_of(config, num_inputs), cost, own)

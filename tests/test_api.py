@@ -26,6 +26,7 @@ MODULES = (
     "bilevel",
     "bilevel.datasets",
     "bilevel.derivatives",
+    "bilevel.energy",
     "bilevel.experiments",
     "bilevel.hypergradients",
     "bilevel.inner_solvers",

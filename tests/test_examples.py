@@ -13,7 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 # Notebook -> the figures it shows.
-NOTEBOOKS = {"from_grad_to_argmin.ipynb": 2, "a_run_that_can_be_repeated.ipynb": 4}
+NOTEBOOKS = {
+    "a_run_that_can_be_repeated.ipynb": 4,
+    "an_energy_in_two_lines.ipynb": 4,
+    "from_grad_to_argmin.ipynb": 2,
+}
 
 _TINY_CLEANING = {
     "num_train": "100",
@@ -29,6 +33,26 @@ _TINY_CLEANING = {
 PROGRAMS = {
     "binary_weights.py": (
         ["--cfg.num_steps=20", "--workdir={workdir}"],
+        r"finished: test_accuracy 0\.\d+",
+    ),
+    "compare_learning_rules.py": (
+        [
+            "--cfg.num_epochs=1",
+            "--cfg.num_train=64",
+            "--cfg.hidden=8",
+            "--workdir={workdir}",
+        ],
+        r"holomorphic_equilibrium_propagation +\d+\.\d+",
+    ),
+    "energy_based.py": (
+        [
+            "--config=configs/equilibrium_propagation_digits.py",
+            "--workdir={workdir}",
+            "--cfg.num_epochs=2",
+            "--cfg.num_train=64",
+            "--cfg.angles=true",
+            "--cfg.num_validation=32",
+        ],
         r"finished: test_accuracy 0\.\d+",
     ),
     "data_cleaning.py": (  # and the study, below
@@ -53,8 +77,11 @@ PROGRAMS = {
         r"one per feature, implicit +0\.\d+",
     ),
 }
-# Parts of data_cleaning.py.
+# Parts of data_cleaning.py and energy_based.py.
 MODULES = {
+    "energy_based_diagnosis.py",
+    "energy_based_recipes.py",
+    "energy_based_rules.py",
     "data_cleaning_models.py",
     "data_cleaning_report.py",
     "data_cleaning_task.py",

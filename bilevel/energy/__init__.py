@@ -1,12 +1,16 @@
 """Networks that train without back-propagation, and the rules that train them.
 
-    activations    Fenchel pairs: a unit is an argmin
-    costs          of the output
-    feedforward    chains of Flax layers
-    networks       states that are the argmin of an energy
-    relaxations    how they settle
-    blockwise      rules that go backwards block by block, from their two parts
-    transports     what stands in for a block's transpose
+    activations      Fenchel pairs: a unit is an argmin
+    costs            of the output
+    feedforward      chains of Flax layers
+    networks         states that are the argmin of an energy
+    relaxations      how they settle
+    phases           free, nudged, and their contrast
+    blockwise        rules that go backwards block by block, from their two parts
+    transports       what stands in for a block's transpose
+    state_solver     a network's relaxation for the core's argmin
+    check_estimator  the gradient identities of a network
+    diagnostics      angles, Lipschitz constants
 
 A rule is called like `jax.value_and_grad(loss)`: `rule(params, inputs, targets, key)`.
 """
@@ -14,6 +18,7 @@ A rule is called like `jax.value_and_grad(loss)`: `rule(params, inputs, targets,
 from bilevel.energy import activations as activations
 from bilevel.energy import diagnostics as diagnostics
 from bilevel.energy import networks as networks
+from bilevel.energy import phases as phases
 from bilevel.energy import relaxations as relaxations
 from bilevel.energy import transports as transports
 from bilevel.energy.activations import Activation as Activation
@@ -102,6 +107,7 @@ __all__ = [
     "lpom",
     "multi_pass_dual_propagation",
     "networks",
+    "phases",
     "predictive_coding",
     "recurrent_back_propagation",
     "relaxations",

@@ -74,7 +74,8 @@ def check_estimator(
     have (holomorphic, too, where the network is); its one-sided estimate is the
     derivative of the value function V_b = min E + b C (Danskin), which lies within
     (V_b - V_0) / b <= C <= (V_0 - V_-b) / b; K nudged sweeps equal K steps of truncated
-    back-propagation; coupled learning is the pull-back of H dC/do.
+    back-propagation; coupled learning is the pull-back of H dC/do
+    (left out where an output is at a bound).
 
     For a chain: Z-IL is back-propagation; dual propagation, Fenchel back-propagation,
     LPOM and predictive coding approach it with their order; one sweep of DP-transpose
@@ -191,7 +192,7 @@ def _energy_checks(
         )
         for k in steps
     ]
-    if network.output_key is not None:
+    if network.output_key is not None and _is_free(network, data, aux.state):
         found.append(_coupled(network, cost, data, settle, betas))
     return found
 
@@ -291,6 +292,13 @@ def _transient(
     )
     found = jax.jit(rule.value_and_grad)(*data, None)[1]
     return close_to(found, jax.jit(other.value_and_grad)(*data, None)[1])
+
+
+def _is_free(network: EnergyNetwork, data: phases.Data, state: Any) -> bool:
+    """Whether dE/do is zero at the free state: no output is at a bound."""
+    key = network.output_key
+    at = lambda o: network.energy(data.params, replaced(state, {key: o}), data.inputs)
+    return bool(jnp.max(jnp.abs(jax.grad(at)(state[key]))) < 1e-6)
 
 
 def _coupled(

@@ -1,5 +1,6 @@
 """What a learning rule is: a drop-in for `jax.value_and_grad` of a network's cost."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,7 +36,9 @@ class Aux(NamedTuple):
     converged: jax.Array | None = None
 
 
-class LearningRule(NamedTuple):
+# Not a NamedTuple: `jax.jit(rule)` needs weak references, which tuples do not allow.
+@dataclasses.dataclass(frozen=True)
+class LearningRule:
     """A way to train a network; call it as `rule(params, inputs, targets, key)`.
 
     Attributes:

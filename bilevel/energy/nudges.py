@@ -1,6 +1,6 @@
 """What a nudge must be; checked when a rule is made.
 
-A nudge may be traced, to sweep it without compiling anew; it is not checked then.
+A nudge may be an array, traced, to sweep it without compiling anew; it is not checked.
 """
 
 import math
@@ -13,7 +13,7 @@ from bilevel.energy.networks.base import EnergyNetwork
 
 def check_beta(name: str, beta: float) -> None:
     """Raises `ValueError` unless beta is positive and finite."""
-    if isinstance(beta, jax.core.Tracer):
+    if isinstance(beta, jax.Array):
         return
     if not (beta > 0 and math.isfinite(beta)):
         raise ValueError(
@@ -25,7 +25,7 @@ def check_beta(name: str, beta: float) -> None:
 def check_negative(name: str, network: EnergyNetwork, cost: Cost, beta: float) -> None:
     """Raises `ValueError` where a nudge of -beta has no minimum in the output."""
     own, h = network.output_curvature, cost.curvature
-    if own is None or h is None or isinstance(beta, jax.core.Tracer):
+    if own is None or h is None or isinstance(beta, jax.Array):
         return
     if beta * h >= own:
         raise ValueError(

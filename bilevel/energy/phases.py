@@ -61,6 +61,7 @@ def relax(
     """
     params, inputs, targets = data
     held = dict(held or {})
+    _check_keys(network, state, held)
     state = replaced(state, held)
 
     def apply(state: State, force: dict[Key, jax.Array]) -> State:
@@ -205,6 +206,18 @@ def phase_keys(
     keys = jax.random.split(key, len(relaxations))
     pairs = zip(keys, relaxations, strict=True)
     return [own if one.noise else None for own, one in pairs]
+
+
+def _check_keys(network: EnergyNetwork, state: State, held: Mapping[Key, Any]) -> None:
+    """A nudge of an entry that is not there would be no nudge, without a word."""
+    keys = keys_of(state)
+    named = [*held, *([] if network.output_key is None else [network.output_key])]
+    unknown = [key for key in named if key not in keys]
+    if unknown:
+        raise ValueError(
+            f"the state has the entries {keys}, and no {unknown[0]!r}, which the "
+            "network puts out or a phase holds. Count positions from 0."
+        )
 
 
 def _nudge(

@@ -89,7 +89,8 @@ def recurrent_back_propagation(
             lambda p: network.respond(p, state, inputs, {}, {}), params
         )
         (implicit,) = pull_params(_times(inverse, u))
-        size = trees.norm(state) / max(sum(x.size for x in jax.tree.leaves(state)), 1)
+        count = max(sum(x.size for x in jax.tree.leaves(state)), 1)
+        size = trees.norm(state) / count**0.5
         settled = found.residual <= tolerance * jnp.maximum(size, 1e-30)
         aux = Aux(
             outputs=outputs,

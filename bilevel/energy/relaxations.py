@@ -206,9 +206,8 @@ def gradient(
             del before
             return _rms(jax.tree.leaves(after[1][1]))
 
-        return _carried(
-            step, left, (state, (optimizer.init(state), state)), num_steps, rtol
-        )
+        start = (state, (optimizer.init(state), state))
+        return _carried(step, left, start, num_steps, rtol)[0]
 
     return Relaxation("gradient", solve)
 
@@ -279,7 +278,12 @@ def anderson(
             gaps = jax.tree.map(lambda g: g[count % memory], after[1][1])
             return _rms(jax.tree.leaves(gaps))
 
-        return _carried(step, left, (state, history), num_steps, rtol)
+        found, (images, _, count) = _carried(
+            step, left, (state, history), num_steps, rtol
+        )
+        # The last image, not a combination, which may lie outside of the units' bounds.
+        last = jax.tree.map(lambda x: x[(count - 1) % memory], images)
+        return found._replace(state=last)
 
     return Relaxation("anderson", solve)
 
@@ -290,14 +294,15 @@ def _carried(
     carry: tuple[State, Any],
     num_steps: int,
     rtol: float | None,
-) -> Relaxed:
-    """Runs a solver that carries a memory beside the state."""
+) -> tuple[Relaxed, Any]:
+    """Runs a solver that carries a memory beside the state; returns both."""
     if rtol is None:
         found = _budget(step, left, carry, None, num_steps)
     else:
         size = lambda carry: _rms(jax.tree.leaves(carry[0]))
         found = _until(step, left, size, carry, None, num_steps, rtol)
-    return found._replace(state=found.state[0])
+    state, memory = found.state
+    return found._replace(state=state), memory
 
 
 def _budget(

@@ -40,14 +40,54 @@ def data(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     )
 
 
-RULES = {
+# Rules of chains: `(chain, cost) -> rule`.
+ON_CHAINS = {
     "back_propagation": energy.back_propagation,
+    "difference_target_propagation": functools.partial(
+        energy.difference_target_propagation, noise=0.0
+    ),
     "direct_feedback_alignment": energy.direct_feedback_alignment,
     "dual_propagation": energy.dual_propagation,
     "feedback_alignment": energy.feedback_alignment,
+    "fenchel_back_propagation": energy.fenchel_back_propagation,
+    "incremental_predictive_coding": energy.incremental_predictive_coding,
     "kolen_pollack": energy.kolen_pollack,
+    "lpom": functools.partial(energy.lpom, num_sweeps=1, num_inner=2),
+    "multi_pass_dual_propagation": energy.multi_pass_dual_propagation,
+    "predictive_coding": energy.predictive_coding,
     "sign_symmetry": energy.sign_symmetry,
+    "z_il": energy.z_il,
 }
+_FREE, _NUDGED = energy.relaxations.sweeps(12), energy.relaxations.sweeps(3)
+
+
+def _on_hopfield(make: Any, *phases: Any, **options: Any) -> Any:
+    def rule(chain: Any, cost: Any) -> Any:
+        return make(energy.networks.hopfield(chain), cost, *phases, **options)
+
+    return rule
+
+
+# Rules of energies, on the Hopfield network of a chain.
+ON_ENERGIES = {
+    "contrastive_hebbian_learning": _on_hopfield(
+        energy.contrastive_hebbian_learning, _FREE
+    ),
+    "coupled_learning": _on_hopfield(energy.coupled_learning, _FREE, _NUDGED),
+    "equilibrium_propagation": _on_hopfield(
+        energy.equilibrium_propagation, _FREE, _NUDGED
+    ),
+    "holomorphic_equilibrium_propagation": _on_hopfield(
+        energy.holomorphic_equilibrium_propagation, _FREE, _NUDGED
+    ),
+    "recurrent_back_propagation": _on_hopfield(
+        energy.recurrent_back_propagation, _FREE
+    ),
+    "truncated_back_propagation_through_time": _on_hopfield(
+        energy.truncated_back_propagation_through_time, num_steps=6, truncation=3
+    ),
+}
+RULES = {**ON_CHAINS, **ON_ENERGIES}
 
 
 def relative_error(a: Tree, b: Tree) -> float:

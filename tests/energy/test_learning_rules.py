@@ -8,6 +8,7 @@ import optax
 import pytest
 from energy.networks import (
     KEY,
+    ON_CHAINS,
     RULES,
     Dense,
     convolutional,
@@ -20,68 +21,87 @@ from bilevel import energy, iterate
 from bilevel.datasets import load_digits
 
 COST = energy.cross_entropy()
-NETWORKS = {"dense": dense, "convolutional": convolutional}
 
 
-@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", RULES)
-def test_value_outputs_and_tree(name, network):
-    chain, shape = NETWORKS[network]()
+def test_contract(name):
+    """Value, outputs and tree; one trace; vmap over seeds equals each seed."""
+    chain, shape = dense(widths=(6,))
     inputs, labels = data(shape)
     rule = RULES[name](chain, COST)
     assert rule.name == name
     params = rule.init(KEY, inputs)
-    (value, aux), grads = rule(params, inputs, labels, KEY)
-    chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
-    np.testing.assert_array_equal(aux.outputs, rule.apply(params, inputs))
-    assert float(value) == pytest.approx(float(COST.value(aux.outputs, labels).mean()))
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_jit_traces_once_and_agrees(name):
-    chain, shape = dense()
-    inputs, labels = data(shape)
-    rule = RULES[name](chain, COST)
-    params = rule.init(KEY, inputs)
     chex.clear_trace_counter()  # it counts by the name of the function
     counted = jax.jit(chex.assert_max_traces(rule.value_and_grad, n=1))
-    for _ in range(2):
-        (value, _), grads = counted(params, inputs, labels, None)
-    (expected, _), eager = rule(params, inputs, labels)
-    assert relative_error(grads, eager) < 1e-12
-    assert float(value) == pytest.approx(float(expected), rel=1e-12)
+    counted(params, inputs, labels, None)
+    (value, aux), grads = counted(params, inputs, labels, None)
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
+    np.testing.assert_allclose(aux.outputs, rule.apply(params, inputs), rtol=1e-12)
+    assert float(value) == pytest.approx(float(COST.value(aux.outputs, labels).mean()))
 
-
-@pytest.mark.parametrize("name", RULES)
-def test_vmap_over_seeds_equals_loop(name):
-    chain, shape = dense()
-    inputs, labels = data(shape)
-    rule = RULES[name](chain, COST)
-    keys = jax.random.split(KEY, 3)
-    params = jax.vmap(lambda key: rule.init(key, inputs))(keys)
-    batched = jax.vmap(lambda p: rule(p, inputs, labels)[1])(params)
-    for seed, key in enumerate(keys):
-        one = rule(rule.init(key, inputs), inputs, labels)[1]
+    seeds = jax.random.split(KEY, 2)
+    stacked = jax.vmap(lambda key: rule.init(key, inputs))(seeds)
+    several = jax.vmap(rule.value_and_grad, in_axes=(0, None, None, None))
+    _, batched = several(stacked, inputs, labels, None)
+    for seed in range(2):
+        own = jax.tree.map(lambda x, seed=seed: x[seed], stacked)
         found = jax.tree.map(lambda x, seed=seed: x[seed], batched)
-        assert relative_error(found, one) < 1e-12
+        _, one = counted(own, inputs, labels, None)
+        assert relative_error(found, one) < 1e-9
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", RULES)
-def test_narrow_types(name, dtype):
-    chain, shape = dense()
+@pytest.mark.parametrize("name", ON_CHAINS)
+def test_convolutions_and_pooling(name):
+    chain, shape = convolutional()
     inputs, labels = data(shape)
     rule = RULES[name](chain, COST)
     params = rule.init(KEY, inputs)
-    _, wide = rule(params, inputs, labels)
+    (_, aux), grads = jax.jit(rule.value_and_grad)(params, inputs, labels, None)
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
+    np.testing.assert_allclose(aux.outputs, rule.apply(params, inputs), rtol=1e-12)
+    chex.assert_tree_all_finite(grads)
+
+
+# A difference of states that are near each other needs more digits than bfloat16 has.
+CONTRASTS = {
+    "coupled_learning",
+    "dual_propagation",
+    "equilibrium_propagation",
+    "fenchel_back_propagation",
+    "multi_pass_dual_propagation",
+    "truncated_back_propagation_through_time",
+}
+
+
+NARROW = [
+    (name, dtype)
+    for name in RULES
+    for dtype in (jnp.float32, jnp.bfloat16)
+    # There are no narrow complex numbers, and CG wants float32.
+    if dtype == jnp.float32
+    or name not in ("holomorphic_equilibrium_propagation", "recurrent_back_propagation")
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), NARROW)
+def test_narrow_types(name, dtype):
+    chain, shape = dense(widths=(6,))
+    inputs, labels = data(shape)
+    rule = RULES[name](chain, COST)
+    params = rule.init(KEY, inputs)
+    run = jax.jit(rule.value_and_grad)
+    _, wide = run(params, inputs, labels, None)
     cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
-    _, narrow = rule(cast(params), inputs.astype(dtype), labels)
+    _, narrow = run(cast(params), inputs.astype(dtype), labels, None)
     chex.assert_trees_all_equal_dtypes(narrow, cast(params))
-    wanted = 1e-4 if dtype == jnp.float32 else 0.2
-    assert relative_error(jax.tree.map(jnp.float64, narrow), wide) < wanted
+    error = relative_error(jax.tree.map(jnp.float64, narrow), wide)
+    if dtype == jnp.float32:
+        assert error < 1e-4
+    else:
+        assert error < (1.0 if name in CONTRASTS else 0.3)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [*ON_CHAINS, "equilibrium_propagation"])
 def test_learns_digits(name):
     """A hundred steps of Adam; a network that does not learn stays at 10 %."""
     digits = load_digits(0)

@@ -18,6 +18,9 @@ State: TypeAlias = Any
 Energy: TypeAlias = Callable[[Tree, State, jax.Array], jax.Array]
 """`(params, state, inputs [B, ...]) -> []`, summed over the examples."""
 
+Project: TypeAlias = Callable[[jax.Array], jax.Array]
+"""Onto the bounds of the units, elementwise."""
+
 Respond: TypeAlias = Callable[
     [Tree, State, jax.Array, Mapping[Key, jax.Array], Mapping[Key, Any]], State
 ]
@@ -159,7 +162,7 @@ def from_energy(
     output: Key | Callable[[Tree, State], jax.Array],
     *,
     curvature: float = 1.0,
-    project: Callable[[jax.Array], jax.Array] = lambda s: s,
+    project: Project | Mapping[Key, Project] = lambda s: s,
     holomorphic: bool = False,
 ) -> EnergyNetwork:
     """A network from an energy in full, relaxed by projected gradient steps.
@@ -170,12 +173,16 @@ def from_energy(
         energy: `(params, state, inputs [B, ...]) -> []`, summed over the examples.
         init: `(key, inputs) -> params`.
         start: `(params, inputs) -> state`, a list, tuple or dict of arrays `[B, ...]`.
-        output: the entry of the state that the network puts out, or a function
+        output: the entry of the state that the network puts out (a position from 0, or
+            a name), or a function
             `(params, state) -> outputs [B, ...]`.
         curvature: at least the largest eigenvalue of any layer's d2E/ds_k2, so that a
             step decreases E. Where it is equal, as in |s_k|^2 / 2 - <s_k, a_k>, the
             step is the layer's exact minimiser.
-        project: onto the bounds of the units, elementwise: `lambda s: clip(s, 0, 1)`.
+        project: onto the bounds of the units, elementwise, `lambda s: clip(s, 0, 1)`;
+            or a mapping with one for each entry that has bounds. Rules without a
+            finite nudge learn nothing from an output that starts at a bound: leave the
+            output unbounded, or nudge it with a beta of about 0.5.
         holomorphic: the energy is analytic in complex states, and nothing is projected.
 
     Raises:
@@ -207,7 +214,9 @@ def from_energy(
         for key in keys_of(state):
             step = slopes[key] + force[key] if key in force else slopes[key]
             moved = state[key] - step / (curvature + stiffness.get(key, 0.0))
-            new[key] = project(moved).astype(state[key].dtype)
+            own = project.get(key) if isinstance(project, Mapping) else project
+            bounded = moved if own is None else own(moved)
+            new[key] = bounded.astype(state[key].dtype)
         return replaced(state, new)
 
     key = None if callable(output) else output

@@ -1,0 +1,339 @@
+"""Predictive coding and its kin, lifted networks, and coupled learning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from energy.networks import CLASSES, KEY, Dense, data, relative_error
+
+from bilevel import energy
+from bilevel.energy import networks, phases
+from bilevel.energy.relaxations import damped_sweeps, sweeps
+
+COST = energy.squared_error()
+INPUTS, LABELS = data((4, 8))
+BETAS = 0.02 * 0.5 ** np.arange(3)
+
+
+def drawn(widths, scale=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    params, below = [], INPUTS.shape[1]
+    for width in widths:
+        kernel = scale * rng.normal(size=(below, width)) / below**0.5
+        bias = scale * rng.normal(size=width) / 3
+        params.append({"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)})
+        below = width
+    return params
+
+
+WIDTHS = (6, 5, CLASSES)
+CHAIN = energy.feedforward([Dense(width) for width in WIDTHS], "tanh")
+PARAMS = drawn(WIDTHS)
+
+
+def gradient(rule, params=PARAMS):
+    return jax.jit(rule.value_and_grad)(params, INPUTS, LABELS, None)[1]
+
+
+def slopes(make, exact, params=PARAMS):
+    """Of the relative errors of `make(beta)`."""
+    grads = jax.jit(
+        lambda beta: make(beta).value_and_grad(params, INPUTS, LABELS, None)[1]
+    )
+    errors = [relative_error(grads(beta), exact) for beta in BETAS]
+    return np.diff(np.log(errors)) / np.diff(np.log(BETAS))
+
+
+@pytest.mark.parametrize("cost", [COST, energy.cross_entropy()], ids=lambda c: c.name)
+def test_z_il_is_back_propagation(cost):
+    exact = gradient(energy.back_propagation(CHAIN, cost))
+    assert relative_error(gradient(energy.z_il(CHAIN, cost)), exact) < 1e-13
+
+
+def test_predictive_coding_approaches_back_propagation():
+    exact = gradient(energy.back_propagation(CHAIN, COST))
+    settle = sweeps(200, order="synchronous", step_size=0.3)
+    make = lambda beta: energy.predictive_coding(CHAIN, COST, settle, beta=beta)
+    np.testing.assert_allclose(slopes(make, exact), 1, atol=0.1)
+
+
+def total(params, state):
+    """E + C by hand, for the chain of tanh units."""
+    value, below = 0.0, INPUTS
+    for own, s in zip(params, [*state, None], strict=True):
+        a = below @ own["kernel"] + own["bias"][None]
+        value += jnp.sum(COST.value(a, LABELS)) if s is None else 0.0
+        value += 0.0 if s is None else jnp.sum((s - jnp.tanh(a)) ** 2) / 2
+        below = s
+    return value
+
+
+TOTAL = jax.jit(jax.grad(total, argnums=(0, 1)))
+
+
+def forward():
+    states, below = [], INPUTS
+    for own in PARAMS[:-1]:
+        below = jnp.tanh(below @ own["kernel"] + own["bias"][None])
+        states.append(below)
+    return states
+
+
+def test_predictive_coding_descends_the_energy_from_the_forward_pass():
+    state = forward()
+    for _ in range(8):
+        moves = TOTAL(PARAMS, state)[1]
+        state = [s - 0.1 * move for s, move in zip(state, moves, strict=True)]
+    expected = jax.tree.map(lambda g: g / len(INPUTS), TOTAL(PARAMS, state)[0])
+    assert relative_error(gradient(energy.predictive_coding(CHAIN, COST)), expected) < (
+        1e-13
+    )
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_incremental_predictive_coding_is_the_published_loop(num_steps):
+    rate, size = 0.05, 0.4
+    params, state = PARAMS, forward()
+    for _ in range(num_steps):
+        grads, moves = TOTAL(params, state)
+        step = lambda p, g: p - rate * g / len(INPUTS)
+        params = jax.tree.map(step, params, grads)
+        state = [s - size * move for s, move in zip(state, moves, strict=True)]
+    way = jax.tree.map(lambda a, b: (a - b) / rate, PARAMS, params)
+    rule = energy.incremental_predictive_coding(
+        CHAIN, COST, rate=rate, num_steps=num_steps, step_size=size
+    )
+    found = gradient(rule)
+    sizes = jax.tree.map(lambda x: float(jnp.max(jnp.abs(x))), (found, way))
+    gap = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), found, way)
+    assert max(jax.tree.leaves(gap)) < 1e-12 * max(jax.tree.leaves(sizes))
+    if num_steps == 1:  # where only the cost's term is not zero
+        assert all(not g.any() for own in found[:-1] for g in own.values())
+
+
+def test_lpom_approaches_back_propagation():
+    exact = gradient(energy.back_propagation(CHAIN, COST))
+    make = lambda beta: energy.lpom(
+        CHAIN, COST, beta=beta, clamped=False, num_sweeps=60, num_inner=1
+    )
+    np.testing.assert_allclose(slopes(make, exact), 1, atol=0.1)
+
+
+def test_lpom_with_clamped_outputs_weights_the_slope_of_the_cost():
+    """By S^-1, S = 1 + sum over hidden k of J_k diag(f'_k) J_k^T: coupled learning."""
+
+    @jax.jit
+    def weighted():
+        def outputs(inputs, moved):
+            below = inputs
+            for own, move in zip(PARAMS, [*moved, None], strict=True):
+                a = below @ own["kernel"] + own["bias"]
+                below = a if move is None else jnp.tanh(a) + move / jnp.cosh(a)
+            return below
+
+        def one(inputs, label):
+            moved = [jnp.zeros(n) for n in WIDTHS[:-1]]
+            o = outputs(inputs, moved)
+            jacobians = jax.jacobian(outputs, argnums=1)(inputs, moved)
+            s = jnp.eye(CLASSES) + sum(j @ j.T for j in jacobians)
+            return jnp.linalg.solve(s, o - jax.nn.one_hot(label, CLASSES))
+
+        return jax.vmap(one)(INPUTS, LABELS)
+
+    linear = energy.Cost("linear", lambda o, c: jnp.sum(o * c, axis=1))
+    rule = energy.back_propagation(CHAIN, linear)
+    limit = jax.jit(rule.value_and_grad)(PARAMS, INPUTS, weighted(), None)[1]
+    make = lambda beta: energy.lpom(CHAIN, COST, beta=beta, num_sweeps=60, num_inner=1)
+    np.testing.assert_allclose(slopes(make, limit), 1, atol=0.1)
+    assert relative_error(limit, gradient(energy.back_propagation(CHAIN, COST))) > 0.1
+
+
+def test_lpom_does_not_increase_its_energy():
+    """With weights under which steps of size 1 would."""
+    chain = energy.feedforward([Dense(width) for width in WIDTHS], "relu")
+    network, params = networks.lifted(chain), drawn(WIDTHS, 3.0)
+    held = {2: jax.nn.one_hot(LABELS, CLASSES, dtype=INPUTS.dtype)}
+    order = [[2], [1], [1], [0], [0]]
+    norms = [np.linalg.norm(own["kernel"], 2) for own in params]
+    assert min(norms) > 2
+    damped = [1 / (1 + max(0, (float(norm) ** 2 - 1) / 2)) for norm in norms[1:]]
+
+    @jax.jit
+    def sweep(state, sizes):
+        given = phases.Data(params, INPUTS, LABELS)
+        one = damped_sweeps(1, order, sizes)
+        state = phases.relax(network, one, given, state, held=held).state
+        return state, network.energy(params, state, INPUTS)
+
+    def energies(sizes):
+        state = network.start(params, INPUTS)
+        found = []
+        for _ in range(15):
+            state, value = sweep(state, sizes)
+            found.append(float(value))
+        return np.array(found)
+
+    falling = energies([*damped, 1.0])
+    assert np.all(np.diff(falling) <= 1e-12 * falling[0])
+    assert falling[-1] < 0.9 * falling[0]
+    assert np.any(np.diff(energies([1.0, 1.0, 1.0])) > 0.01)
+    # The rule relaxes with these sizes.
+    state = network.start(params, INPUTS)
+    for _ in range(2):
+        state, _ = sweep(state, [*damped, 1.0])
+    contrast = jax.jit(jax.grad(network.energy))(params, state, INPUTS)
+    expected = jax.tree.map(lambda g: g / len(INPUTS), contrast)
+    found = gradient(energy.lpom(chain, COST, num_inner=2), params)
+    assert relative_error(found, expected) < 1e-4  # of the power iteration
+
+
+def linear_network():
+    """One with the identity: its state, and the gradient of <o, c> for any c."""
+    widths = (4, 3, CLASSES)
+    params = drawn(widths, 0.4, seed=1)
+    kernels = [np.asarray(own["kernel"]) for own in params]
+    first, second, third = slice(0, 4), slice(4, 7), slice(7, 12)
+    hessian = np.eye(12)
+    hessian[first, second] = -kernels[1]
+    hessian[second, third] = -kernels[2]
+    hessian = np.triu(hessian) + np.triu(hessian, 1).T
+    drive = np.concatenate([own["bias"] for own in params]) + np.zeros((4, 1))
+    drive[:, first] += np.asarray(INPUTS) @ kernels[0]
+    state = np.linalg.solve(hessian, drive.T).T
+    layers = [first, second, third]
+
+    def pull(cotangent):
+        padded = np.concatenate([np.zeros((4, 7)), cotangent], axis=1)
+        adjoint = np.linalg.solve(hessian, padded.T).T
+        grads = []
+        for k, own in enumerate(layers):
+            below = np.asarray(INPUTS) if k == 0 else state[:, layers[k - 1]]
+            kernel = below.T @ adjoint[:, own]
+            if k > 0:
+                kernel = kernel + adjoint[:, layers[k - 1]].T @ state[:, own]
+            grads.append({"kernel": kernel, "bias": adjoint[:, own].sum(0)})
+        return jax.tree.map(lambda g: jnp.asarray(g / len(INPUTS)), grads)
+
+    slope = state[:, third] - np.eye(CLASSES)[np.asarray(LABELS)]
+    hidden = slice(0, 7)
+    coupling = hessian[hidden, third]
+    inner = np.linalg.solve(hessian[hidden, hidden], coupling)
+    stiffness = hessian[third, third] - coupling.T @ inner
+    chain = energy.feedforward([Dense(width) for width in widths], "identity")
+    return networks.hopfield(chain), params, pull, slope, stiffness
+
+
+def test_coupled_learning_is_the_pull_back_of_the_force():
+    network, params, pull, slope, stiffness = linear_network()
+    settle = sweeps(400, order="synchronous")
+    cost = pull(slope)
+    weighted = pull(slope @ stiffness)
+    # States are linear in beta, and the update quadratic in the states.
+    rule = energy.coupled_learning(network, COST, settle, beta=0.3)
+    found = gradient(rule, params)
+    assert relative_error(found, weighted) < 1e-10
+    assert relative_error(found, cost) > 0.1
+    make = lambda beta: energy.coupled_learning(
+        network, COST, settle, beta=beta, nudging="positive"
+    )
+    np.testing.assert_allclose(slopes(make, weighted, params), 1, atol=0.05)
+
+
+def test_contrastive_hebbian_learning_clamps_the_targets():
+    network, params, *_ = linear_network()
+    free, clamped = (sweeps(n, order="synchronous") for n in (20, 6))
+
+    @jax.jit
+    def both():
+        rules = (
+            energy.contrastive_hebbian_learning(network, COST, free, clamped),
+            energy.coupled_learning(
+                network, COST, free, clamped, beta=1.0, nudging="positive"
+            ),
+        )
+        found = [rule.value_and_grad(params, INPUTS, LABELS, None) for rule in rules]
+        given = phases.Data(params, INPUTS, LABELS)
+        start = found[0][0][1].state
+        held = {2: jax.nn.one_hot(LABELS, CLASSES, dtype=INPUTS.dtype)}
+        second = phases.relax(network, clamped, given, start, held=held).state
+        gap = lambda p: (
+            network.energy(p, second, INPUTS) - network.energy(p, start, INPUTS)
+        )
+        return found, jax.grad(gap)(params)
+
+    (((value, aux), found), ((other_value, _), other)), expected = both()
+    assert relative_error(found, other) == 0
+    assert float(value) == float(other_value)
+    expected = jax.tree.map(lambda g: g / len(INPUTS), expected)
+    assert relative_error(found, expected) < 1e-12
+    np.testing.assert_array_equal(aux.outputs, aux.state[-1])
+
+
+GELU = energy.feedforward([Dense(3), Dense(2)], "gelu")
+SHALLOW = energy.feedforward([Dense(2)], "tanh")
+NO_OUTPUT = networks.predictive(CHAIN)
+HOPFIELD = networks.hopfield(CHAIN)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: energy.predictive_coding(CHAIN, COST, beta=0.0),
+            "beta must be .* 0.0",
+        ),
+        (lambda: energy.predictive_coding(SHALLOW, COST), "expected a hidden layer"),
+        (lambda: energy.z_il(SHALLOW, COST), "predictive: expected a hidden layer"),
+        (
+            lambda: energy.incremental_predictive_coding(SHALLOW, COST),
+            "expected a hidden layer",
+        ),
+        (
+            lambda: energy.incremental_predictive_coding(CHAIN, COST, rate=0.0),
+            "rate, step_size and num_steps must be positive, got 0.0, 0.5, 8",
+        ),
+        (
+            lambda: energy.incremental_predictive_coding(CHAIN, COST, num_steps=0),
+            "must be positive, got 0.01, 0.5, 0",
+        ),
+        (
+            lambda: energy.incremental_predictive_coding(CHAIN, COST, step_size=-1.0),
+            "must be positive, got 0.01, -1.0, 8",
+        ),
+        (lambda: energy.lpom(GELU, COST), "lifted: the activation 'gelu'"),
+        (lambda: energy.lpom(CHAIN, COST, beta=-1.0), "lpom: beta must be positive"),
+        (
+            lambda: energy.lpom(CHAIN, COST, num_sweeps=0),
+            "num_sweeps and num_inner must be at least 1, got 0, 5",
+        ),
+        (lambda: energy.lpom(CHAIN, COST, num_inner=0), "at least 1, got 2, 0"),
+        (
+            lambda: energy.coupled_learning(NO_OUTPUT, COST, sweeps(1)),
+            "coupled_learning clamps the outputs, .* no layer of their own",
+        ),
+        (
+            lambda: energy.coupled_learning(HOPFIELD, COST, sweeps(1), beta=0.0),
+            "coupled_learning: beta must be positive and finite, got 0.0",
+        ),
+        (
+            lambda: energy.coupled_learning(
+                HOPFIELD, COST, sweeps(1), nudging="random"
+            ),
+            "nudging must be positive, negative or centred, got 'random'",
+        ),
+        (
+            lambda: energy.contrastive_hebbian_learning(NO_OUTPUT, COST, sweeps(1)),
+            "contrastive_hebbian_learning clamps the outputs",
+        ),
+    ],
+)
+def test_what_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_noise_needs_a_key():
+    rule = energy.predictive_coding(CHAIN, COST, sweeps(1, noise=0.1))
+    with pytest.raises(ValueError, match="state noise needs a key"):
+        jax.eval_shape(rule.value_and_grad, PARAMS, INPUTS, LABELS, None)
+    jax.eval_shape(rule.value_and_grad, PARAMS, INPUTS, LABELS, KEY)
