@@ -20,8 +20,8 @@ class Aux(NamedTuple):
     Attributes:
         outputs: `[B, ...]`, those of the free phase or the forward pass.
         state: at the end of the free phase.
-        free_residual: `[]`, root mean square over units and examples of what a further
-            sweep of the free phase would change.
+        free_residual: `[]`, root mean square over units and examples of what the last
+            sweep of the free phase changed.
         nudged_residual: the same of the nudged phases, the largest.
         displacement: root mean square of the nudged phases' distance from the free one.
         converged: both residuals are small against the displacement, so that it is the

@@ -35,10 +35,12 @@ def lpom(
     Args:
         chain: the layers; the activation must have a potential.
         cost: of the outputs.
-        beta: per sample. For beta -> 0 it is back-propagation, error O(beta).
+        beta: per sample.
         clamped: the outputs are held at o - beta dC/do, o those of the forward pass:
-            with squared error and beta 1 at the targets, as published. Otherwise E +
-            beta C is relaxed, as with equilibrium propagation.
+            with squared error and beta 1 at the targets, as published; for beta -> 0
+            dC/do is then weighted as in `coupled_learning`. Otherwise E + beta C is
+            relaxed, which approaches back-propagation with an error O(beta), if the
+            sweeps are many enough to settle; a few stop short of it, at any beta.
         num_sweeps: from the last layer to the first.
         num_inner: steps of a layer in each sweep.
         tolerance: `aux.converged` as in `equilibrium_propagation`.

@@ -29,7 +29,8 @@ def check_negative(name: str, network: EnergyNetwork, cost: Cost, beta: float) -
         return
     if beta * h >= own:
         raise ValueError(
-            f"{name}: with a nudge of -beta the energy is unbounded below: its "
+            f"{name}: with a nudge of -beta the energy has no minimum inside (it is "
+            "unbounded below, unless the output is clipped): its "
             f"curvature in the output is {own} - beta * {h}. Expected beta < {own / h},"
             f' got {beta}; or take nudging="positive".'
         )

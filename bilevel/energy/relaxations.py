@@ -256,7 +256,8 @@ def anderson(
         if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(state)):
             raise ValueError("anderson: complex states are not supported; use sweeps.")
         stack = jax.tree.map(lambda x: jnp.zeros((memory, *x.shape), x.dtype), state)
-        history = (stack, stack, jnp.zeros((), jnp.int32))
+        full = jax.tree.map(lambda x, z: z + x[None], state, stack)
+        history = (full, stack, jnp.zeros((), jnp.int32))
 
         def step(carry: Any, key: jax.Array | None) -> Any:
             del key
@@ -409,7 +410,8 @@ def _weights(gaps: State, used: jax.Array, ridge: float) -> jax.Array:
     eye = jnp.eye(len(used), dtype=gram.dtype)
     # Rows that are not in use become those of the identity, with weight 0.
     scaled = jnp.where(both, gram / jnp.where(largest > 0, largest, 1), 0)
-    system = scaled + eye * jnp.where(used, ridge + jnp.finfo(gram.dtype).eps, 1)
+    diagonal = jnp.where(used, ridge + jnp.finfo(gram.dtype).eps, 1)
+    system = scaled + (eye * diagonal[None])[None]
     ones = jnp.broadcast_to(used.astype(gram.dtype), (len(gram), len(used)))
     solved = jnp.linalg.solve(system, ones[..., None])[..., 0]
     return solved / jnp.sum(solved, axis=1, keepdims=True)

@@ -12,6 +12,7 @@ from flax import linen
 
 from bilevel import energy
 from bilevel.energy import networks, phases
+from bilevel.energy.networks.base import keys_of
 from bilevel.energy.relaxations import sweeps
 
 COST = energy.squared_error()
@@ -554,7 +555,7 @@ TWO = {"hidden": (4,), "out": (2,)}
             "from_energy: curvature must be positive, got 0.0",
         ),
         (
-            lambda: networks.base.keys_of(INPUT),
+            lambda: keys_of(INPUT),
             "a state must be a list, tuple or dict of arrays.*got ArrayImpl",
         ),
     ],

@@ -38,7 +38,8 @@ class EnergyNetwork(NamedTuple):
         energy: E, summed over the examples.
         coupling: E without terms of the state alone: all that a derivative in the
             parameters needs. It takes complex states where `holomorphic`.
-        respond: every layer's minimiser with all others held:
+        respond: every layer's minimiser with all others held, or a step towards it
+            (lifted and predictive networks, energies in full):
 
                 respond(s)_k = argmin over x of E(s with x for s_k) + <F_k, x - s_k>
                                + h_k |x - s_k|^2 / 2
@@ -100,7 +101,11 @@ def state_gradient(function: Callable[[State], jax.Array], state: State) -> Stat
     return jax.grad(function, holomorphic=is_complex(state))(state)
 
 
-def responding(activations: Mapping[Key, Activation], coupling: Energy) -> Respond:
+def responding(
+    activations: Mapping[Key, Activation],
+    coupling: Energy,
+    slopes_of: Callable[[Tree, State, jax.Array], State] | None = None,
+) -> Respond:
     """The response of E = sum_k R_k(s_k) + U(s), U linear in each layer.
 
         respond(s)_k = f_k(-dU/ds_k - F_k)
@@ -108,7 +113,13 @@ def responding(activations: Mapping[Key, Activation], coupling: Energy) -> Respo
     Args:
         activations: f_k = (R_k*)' of each layer.
         coupling: U.
+        slopes_of: dU/ds; default the derivative of U.
     """
+
+    def derivative(params: Tree, state: State, inputs: jax.Array) -> State:
+        return state_gradient(lambda s: coupling(params, s, inputs), state)
+
+    slopes_at = slopes_of or derivative
 
     def respond(
         params: Tree,
@@ -117,7 +128,7 @@ def responding(activations: Mapping[Key, Activation], coupling: Energy) -> Respo
         force: Mapping[Key, jax.Array],
         stiffness: Mapping[Key, Any],
     ) -> State:
-        slopes = state_gradient(lambda s: coupling(params, s, inputs), state)
+        slopes = slopes_at(params, state, inputs)
         new = {}
         for key in keys_of(state):
             one, drive = activations[key], -slopes[key]

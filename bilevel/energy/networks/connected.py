@@ -117,19 +117,19 @@ def connected(
             total = total - jnp.sum(state[target] * a)
         return total
 
-    def one_way(params: Tree, state: State, inputs: jax.Array) -> jax.Array:
-        """A coupling whose derivative is what arrives, without what would go back."""
-        total = jnp.zeros((), next(iter(state.values())).dtype)
+    def arriving(params: Tree, state: State, inputs: jax.Array) -> State:
+        """The slopes without what would go back."""
+        slopes = jax.tree.map(jnp.zeros_like, state)
         for (_, target, _), a in zip(edges, sent(params, state, inputs), strict=True):
-            total = total - jnp.sum(state[target] * jax.lax.stop_gradient(a))
-        return total
+            slopes[target] = slopes[target] - a
+        return slopes
 
     return EnergyNetwork(
         init=init,
         start=start,
         energy=with_potentials(coupling, units),
         coupling=coupling,
-        respond=responding(units, coupling if symmetric else one_way),
+        respond=responding(units, coupling, None if symmetric else arriving),
         outputs=lambda params, state: state[output],
         output_key=output,
         stiff=units[output].curvature is not None,

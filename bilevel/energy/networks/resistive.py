@@ -77,14 +77,14 @@ def resistive(
             params["conductances"], params["biases"], below, state, strict=True
         )
         for g, b, u, v in layers:
-            ends = jnp.sum(u**2 @ g) + jnp.sum(v**2 * jnp.sum(g, axis=0))
-            total = total + ends / 2 - jnp.sum((u @ g + b) * v)
+            ends = jnp.sum(u**2 @ g) + jnp.sum(v**2 * jnp.sum(g, axis=0)[None])
+            total = total + ends / 2 - jnp.sum((u @ g + b[None]) * v)
         return total
 
     def bounded(key: Key, v: jax.Array) -> jax.Array:
         if key == last:
             return v
-        is_first = jnp.arange(v.shape[-1]) < v.shape[-1] // 2
+        is_first = jnp.arange(v.shape[-1])[None] < v.shape[-1] // 2
         return jnp.where(is_first, jnp.maximum(v, 0), jnp.minimum(v, 0))
 
     def respond(
@@ -102,7 +102,7 @@ def resistive(
             if key < last:
                 total = total + jnp.sum(conductances[key + 1], axis=1)
             step = slopes[key] + force.get(key, 0.0)
-            total = total + stiffness.get(key, 0.0)
+            total = total[None] + stiffness.get(key, 0.0)
             moved = bounded(key, v - step / jnp.where(total > 0, total, 1))
             # A node without resistors stays; one nudged too far has no minimum.
             moved = jnp.where(total > 0, moved, jnp.where(total < 0, jnp.nan, v))
