@@ -92,10 +92,10 @@ def test_exact_for_piecewise_linear_activations(activation):
 @pytest.mark.parametrize(
     ("betas", "message"),
     [
-        (0.0, "betas must be positive and finite, got 0.0"),
-        (float("nan"), "betas must be positive and finite, got nan"),
-        ([0.1, float("inf")], r"betas must be positive and finite, got \[0.1, inf\]"),
-        ([0.1, -1], r"betas must be positive and finite, got \[0.1, -1\]"),
+        (0.0, "beta must be positive and finite, got 0.0"),
+        (float("nan"), "beta must be positive and finite, got nan"),
+        ([0.1, float("inf")], "beta must be positive and finite, got inf"),
+        ([0.1, -1], "beta must be positive and finite, got -1"),
         ([0.1], "each of the 2 hidden layers, got 1"),
         ([0.1, 0.1, 0.1], "each of the 2 hidden layers, got 3"),
     ],
