@@ -10,6 +10,10 @@ as a chain. The table shows test accuracy, the time of a step relative to
 back-propagation, and the mean over layers of the angle to the true gradient, before
 and after training; the true gradient of an energy is that through its fixed point.
 
+Expect 93 to 96 % on digits for most rules, in two minutes; 91 % for contrastive Hebbian
+learning; 80 and 85 % for recurrent back-propagation and the core's implicit rule: their
+cost has spikes, with phases that have settled, as of a state that jumps to another.
+
 At equal settings is not at its best: each rule's own recipe is in `configs/`.
 """
 

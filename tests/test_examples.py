@@ -40,9 +40,10 @@ PROGRAMS = {
             "--cfg.num_epochs=1",
             "--cfg.num_train=64",
             "--cfg.hidden=8",
+            "--cfg.rules=equilibrium_propagation,kolen_pollack,lpom,implicit",
             "--workdir={workdir}",
         ],
-        r"holomorphic_equilibrium_propagation +\d+\.\d+",
+        r"equilibrium_propagation +\d+\.\d+",
     ),
     "energy_based.py": (
         [
@@ -141,6 +142,19 @@ def test_data_cleaning_and_its_study_run(tmp_path):
 @pytest.mark.parametrize("name", SHORT)
 def test_short_examples_stay_short(name):
     assert len((EXAMPLES / name).read_text().splitlines()) <= 60
+
+
+@pytest.mark.slow
+def test_every_rule_trains_the_same_network(tmp_path):
+    """At the example's own budget; a network that does not learn stays at 10 %.
+
+    Most rules reach 93 to 96 %; the two with the exact gradient of a recurrent network
+    80 and 85 %: at this rate its state jumps, and the cost with it.
+    """
+    out = run("compare_learning_rules.py", [f"--workdir={tmp_path / 'run'}"])
+    rows = re.findall(r"^([a-z_]+) +(\d+\.\d+) +\d+\.\d+ +\S+ -> ", out, re.MULTILINE)
+    assert len(rows) == 20, out
+    assert all(float(accuracy) > 70 for _, accuracy in rows), out
 
 
 @pytest.mark.slow
