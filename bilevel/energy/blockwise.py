@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
+from bilevel.energy.affine import require_affine
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Block, Feedforward
 from bilevel.energy.learning_rule import Aligned, Aux, LearningRule
@@ -44,6 +45,8 @@ def blockwise(
     pull: Pull | Sequence[Pull],
     transport: Transport,
     scale: float = 1.0,
+    *,
+    affine: bool = False,
 ) -> LearningRule:
     """Assembles a rule from its two parts.
 
@@ -55,6 +58,8 @@ def blockwise(
         transport: the blocks' part.
         scale: factor of each sample's cost on the way back, which the gradients are
             divided by: matters where `pull` is not linear in q.
+        affine: refuse blocks that are neither affine nor pooling, whose parameters
+            would see another state than the transpose does.
 
     Returns:
         A `LearningRule`; its parameters are `Aligned` where there is feedback.
@@ -89,6 +94,8 @@ def blockwise(
         params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
     ) -> tuple[tuple[jax.Array, Aux], Tree]:
         del key
+        if affine:
+            require_affine(name, network, parts(params)[0], inputs)
 
         def total(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Aux]]:
             forward, feedback = parts(params)

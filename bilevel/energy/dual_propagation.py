@@ -50,7 +50,8 @@ def dual_propagation(
         eps |a| / (beta |r|): bfloat16 needs a beta near 1.
 
     Raises:
-        ValueError: alpha or beta out of range.
+        ValueError: alpha or beta out of range; when it is traced, a block that is
+            neither affine nor pooling.
 
     Source: Hoier, Staudt and Zach 2023, arXiv:2302.01228 (original); Hoier and Zach
     2024, arXiv:2402.08573 (DP-transpose).
@@ -85,4 +86,5 @@ def dual_propagation(
         pull,
         transport or transports.transpose(),
         scale=beta,
+        affine=True,
     )

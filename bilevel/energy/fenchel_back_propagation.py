@@ -77,4 +77,4 @@ def fenchel_back_propagation(
         return pull
 
     pulls = [pull_with(beta) for beta in steps]
-    return blockwise(name, network, cost, pulls, transports.transpose())
+    return blockwise(name, network, cost, pulls, transports.transpose(), affine=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.energy import diagnostics
+from bilevel.energy.affine import require_affine
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import Aux, LearningRule
@@ -89,7 +90,8 @@ def multi_pass_dual_propagation(
 
     Raises:
         ValueError: an argument out of range; `damped` without `original`, or with an
-            activation whose potential is not s^2 / 2 (identity, relu, hard_sigmoid).
+            activation whose potential is not s^2 / 2 (identity, relu, hard_sigmoid);
+            when it is traced, a block that is neither affine nor pooling.
 
     Source: Hoier, Staudt and Zach 2023, arXiv:2302.01228 (original); Hoier and Zach
     2024, arXiv:2402.08573 (DP-transpose, schedules, damping).
@@ -124,6 +126,7 @@ def multi_pass_dual_propagation(
         params: list[Tree], inputs: jax.Array, targets: jax.Array, key: Any
     ) -> tuple[tuple[jax.Array, Aux], list[Tree]]:
         del key
+        require_affine("multi_pass_dual_propagation", network, params, inputs)
         *hidden, outputs = network.pre_activations(params, inputs)
         states = [f(a) for a in hidden]
         costs, pull = jax.vjp(lambda outputs: cost.value(outputs, targets), outputs)
