@@ -23,9 +23,10 @@ _LINEAR = frozenset(
         "gather",
         "neg",
         "pad",
+        "reduce_max",  # affine as long as the maxima do not move
         "reduce_precision",
         "reduce_sum",
-        "reduce_window_max",  # affine as long as the maxima do not move
+        "reduce_window_max",
         "reduce_window_sum",
         "reshape",
         "rev",
