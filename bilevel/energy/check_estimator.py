@@ -250,9 +250,8 @@ def _value_function(
         now = data._replace(params=params)
         start = network.start(params, data.inputs)
         state = phases.relax(network, settle, now, start, cost=cost, beta=beta).state
-        outputs = network.outputs(params, state)
-        nudge = beta * jnp.sum(cost.value(outputs, data.targets))
-        return (network.energy(params, state, data.inputs) + nudge) / len(data.inputs)
+        total = phases.nudged_energy(network, cost, now, state, beta)
+        return total / len(data.inputs)
 
     forward = lambda params: (least(params, beta) - least(params, 0.0)) / beta
     rule = equilibrium_propagation(network, cost, settle, beta=beta, nudging="positive")

@@ -5,13 +5,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from bilevel.energy import phases
+from bilevel.energy.contrastive import contrastive
 from bilevel.energy.costs import Cost
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import check_beta
-from bilevel.energy.relaxations import Relaxation, Relaxed
-from bilevel.trees import Tree
+from bilevel.energy.relaxations import Relaxation
 
 
 def coupled_learning(
@@ -93,39 +92,20 @@ def by_clamping(
 ) -> LearningRule:
     """The rule with the outputs held at o - sign beta dC/do, for each of `signs`."""
 
-    def value_and_grad(
-        params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
-    ) -> tuple[tuple[jax.Array, Aux], Tree]:
-        data = phases.Data(params, inputs, targets)
-        keys = phases.phase_keys(key, free, clamped)
-        first = phases.relax_free(network, free, params, inputs, keys[0])
-        outputs = network.outputs(params, first.state)
-        total = lambda o: jnp.sum(cost.value(o, targets))
-        slope = jax.grad(total)(outputs)
-        betas = beta * jnp.array(signs, outputs.dtype)
+    def plan(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        del key
+        betas = beta * jnp.array(signs, dtype)
+        return betas, 1 / (len(signs) * betas)
 
-        def at(b: jax.Array, key: jax.Array | None) -> Relaxed:
-            held = {network.output_key: outputs - b * slope}
-            return phases.relax(network, clamped, data, first.state, key, held=held)
-
-        own = None if keys[1] is None else jax.random.split(keys[1], len(signs))
-        pushed = jax.vmap(at, in_axes=(0, None if own is None else 0))(betas, own)
-        grads = phases.contrast(
-            network,
-            data,
-            first.state if len(signs) == 1 else None,
-            pushed.state,
-            1 / (len(signs) * betas),
-        )
-        aux = phases.report(outputs, first, pushed, tolerance)
-        return (jnp.mean(cost.value(outputs, targets)), aux), grads
-
-    return LearningRule(
+    return contrastive(
         name,
-        network.init,
-        phases.outputs_of(network, free),
-        value_and_grad,
-        network.project,
+        network,
+        cost,
+        (free, clamped),
+        plan,
+        tolerance=tolerance,
+        against_free=len(signs) == 1,
+        clamped=True,
     )
 
 

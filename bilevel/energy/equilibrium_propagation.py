@@ -5,13 +5,12 @@ from typing import Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
-from bilevel.energy import phases
+from bilevel.energy.contrastive import contrastive
 from bilevel.energy.costs import Cost
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import check_beta, check_negative
 from bilevel.energy.relaxations import Relaxation
-from bilevel.trees import Tree
 
 Nudging: TypeAlias = Literal["positive", "negative", "random", "centred"]
 """Which nudged phases there are: beta, -beta, one of the two by chance, or both."""
@@ -88,39 +87,19 @@ def equilibrium_propagation(
     check_beta(name, beta)
     if nudging != "positive":
         check_negative(name, network, cost, beta)
-    second = nudged or free
 
-    def value_and_grad(
-        params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
-    ) -> tuple[tuple[jax.Array, Aux], Tree]:
-        data = phases.Data(params, inputs, targets)
-        keys = phases.phase_keys(key, free, second)
-        first = phases.relax_free(network, free, params, inputs, keys[0])
-        outputs = network.outputs(params, first.state)
-        signs = _signs(nudging, key, outputs.dtype)
-        betas = beta * signs
-        weights = 1 / (len(signs) * betas)
-        pushed = phases.relax_at(
-            network, second, data, first.state, cost, betas, keys[1]
-        )
-        grads = phases.contrast(
-            network,
-            data,
-            None if nudging == "centred" else first.state,
-            pushed.state,
-            weights,
-            cost=cost,
-            betas=betas,
-        )
-        aux = phases.report(outputs, first, pushed, tolerance)
-        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+    def plan(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        betas = beta * _signs(nudging, key, dtype)
+        return betas, 1 / (len(betas) * betas)
 
-    return LearningRule(
+    return contrastive(
         name,
-        network.init,
-        phases.outputs_of(network, free),
-        value_and_grad,
-        network.project,
+        network,
+        cost,
+        (free, nudged or free),
+        plan,
+        tolerance=tolerance,
+        against_free=nudging != "centred",
     )
 
 

@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.energy import phases
-from bilevel.energy.analytic import require_analytic, require_holomorphic
+from bilevel.energy.analytic import require_holomorphic
+from bilevel.energy.contrastive import contrastive
 from bilevel.energy.costs import Cost
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import check_beta, check_negative
 from bilevel.energy.relaxations import Relaxation
-from bilevel.trees import Tree
 
 
 def holomorphic_equilibrium_propagation(
@@ -70,37 +69,24 @@ def holomorphic_equilibrium_propagation(
     check_negative(name, network, cost, beta)
     if num_points < 2 or num_points % 2:
         raise ValueError(f"{name}: num_points must be even, >= 2, got {num_points}.")
-    second = nudged or free
     half = np.arange(num_points // 2 + 1)
     circle = np.exp(2j * np.pi * half / num_points)
     circle[[0, -1]] = 1, -1  # without rounding: states there are real
     # Points inside the half circle stand for themselves and their conjugates.
     count = np.where((half == 0) | (half == num_points // 2), 1, 2)
 
-    def value_and_grad(
-        params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
-    ) -> tuple[tuple[jax.Array, Aux], Tree]:
-        data = phases.Data(params, inputs, targets)
-        keys = phases.phase_keys(key, free, second)
-        first = phases.relax_free(network, free, params, inputs, keys[0])
-        require_analytic(name, network, params, first.state, inputs)
-        outputs = network.outputs(params, first.state)
-        dtype = jnp.result_type(outputs, jnp.complex64)
-        betas = jnp.asarray(beta * circle, dtype)
-        weights = jnp.asarray(count / circle / (num_points * beta), dtype)
-        pushed = phases.relax_at(
-            network, second, data, first.state, cost, betas, keys[1]
-        )
-        grads = phases.contrast(
-            network, data, None, pushed.state, weights, cost=cost, betas=betas
-        )
-        aux = phases.report(outputs, first, pushed, tolerance)
-        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+    def plan(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        del key
+        wide = jnp.result_type(dtype, jnp.complex64)
+        betas = jnp.asarray(beta * circle, wide)
+        return betas, jnp.asarray(count / circle / (num_points * beta), wide)
 
-    return LearningRule(
+    return contrastive(
         name,
-        network.init,
-        phases.outputs_of(network, free),
-        value_and_grad,
-        network.project,
+        network,
+        cost,
+        (free, nudged or free),
+        plan,
+        tolerance=tolerance,
+        against_free=False,
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import iteration, trees
-from bilevel.energy import networks
+from bilevel.energy import networks, phases
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import Aux, LearningRule
@@ -68,9 +68,8 @@ def incremental_predictive_coding(
         del key
 
         def total(params: Tree, state: State) -> jax.Array:
-            outputs = network.outputs(params, state)
-            errors = network.energy(params, state, inputs)
-            return errors + jnp.sum(cost.value(outputs, targets))
+            data = phases.Data(params, inputs, targets)
+            return phases.nudged_energy(network, cost, data, state)
 
         def step(carry: Any) -> Any:
             moving, way, state = carry

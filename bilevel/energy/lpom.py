@@ -8,7 +8,6 @@ from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.nudges import check_beta
-from bilevel.energy.relaxations import Relaxed
 from bilevel.trees import Tree
 
 
@@ -89,12 +88,10 @@ def lpom(
             settled = phases.relax(network, settle, data, start, held=held)
         else:
             settled = phases.relax(network, settle, data, start, cost=cost, beta=beta)
-        stacked = jax.tree.map(lambda x: x[None], settled)
+        stacked = jax.tree.map(lambda x: x[None], settled.state)
         weights = jnp.array([1 / beta], outputs.dtype)
-        grads = phases.contrast(network, data, None, stacked.state, weights)
-        none = jnp.zeros_like(settled.residual)
-        free = Relaxed(start, none, jnp.zeros((), jnp.int32))
-        aux = phases.report(outputs, free, stacked, tolerance)
+        grads = phases.contrast(network, data, None, stacked, weights)
+        aux = phases.report_from_forward(outputs, start, settled, tolerance)
         return (jnp.mean(cost.value(outputs, targets)), aux), grads
 
     return LearningRule("lpom", chain.init, chain.apply, value_and_grad)

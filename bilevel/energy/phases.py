@@ -121,11 +121,41 @@ def relax_at(
     return jax.vmap(one, in_axes=(0, None if keys is None else 0))(betas, keys)
 
 
+def relax_clamped(
+    network: EnergyNetwork,
+    relaxation: Relaxation,
+    data: Data,
+    state: State,
+    cost: Cost,
+    betas: jax.Array,
+    key: jax.Array | None,
+) -> Relaxed:
+    """As `relax_at`, but E with the outputs held at o - beta dC/do."""
+    outputs = network.outputs(data.params, state)
+    slope = jax.grad(lambda o: jnp.sum(cost.value(o, data.targets)))(outputs)
+    keys = None if key is None else jax.random.split(key, len(betas))
+
+    def one(beta: jax.Array, key: jax.Array | None) -> Relaxed:
+        held = {network.output_key: outputs - beta * slope}
+        return relax(network, relaxation, data, state, key, held=held)
+
+    return jax.vmap(one, in_axes=(0, None if keys is None else 0))(betas, keys)
+
+
+def nudged_energy(
+    network: EnergyNetwork, cost: Cost, data: Data, state: State, beta: Any = 1.0
+) -> jax.Array:
+    """E + beta C, summed over the examples."""
+    outputs = network.outputs(data.params, state)
+    nudge = beta * jnp.sum(cost.value(outputs, data.targets))
+    return network.energy(data.params, state, data.inputs) + nudge
+
+
 def contrast(
     network: EnergyNetwork,
     data: Data,
     free: State | None,
-    nudged: State | None,
+    nudged: State,
     weights: jax.Array,
     *,
     cost: Cost | None = None,
@@ -151,11 +181,9 @@ def contrast(
         return total
 
     def total(params: Tree) -> jax.Array:
-        value = jnp.zeros((), jnp.float32)
-        if nudged is not None:
-            strengths = weights * 0 if betas is None else betas
-            phases = jax.vmap(at, in_axes=(None, 0, 0))(params, nudged, strengths)
-            value = jnp.sum(jnp.real(weights * phases))
+        strengths = weights * 0 if betas is None else betas
+        phases = jax.vmap(at, in_axes=(None, 0, 0))(params, nudged, strengths)
+        value = jnp.sum(jnp.real(weights * phases))
         if free is not None:
             value = value - jnp.sum(jnp.real(weights)) * at(params, free, 0.0)
         return value / len(data.inputs)
@@ -191,6 +219,15 @@ def report(outputs: jax.Array, free: Relaxed, nudged: Relaxed, tolerance: float)
         displacement=displacement,
         converged=converged | exact,
     )
+
+
+def report_from_forward(
+    outputs: jax.Array, start: State, settled: Relaxed, tolerance: float
+) -> Aux:
+    """`report` of one phase from the forward pass, where the energy is least."""
+    none = jnp.zeros_like(settled.residual)
+    free = Relaxed(start, none, jnp.zeros((), jnp.int32))
+    return report(outputs, free, jax.tree.map(lambda x: x[None], settled), tolerance)
 
 
 def phase_keys(

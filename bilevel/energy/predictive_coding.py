@@ -8,7 +8,7 @@ from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.nudges import check_beta
-from bilevel.energy.relaxations import Relaxation, Relaxed
+from bilevel.energy.relaxations import Relaxation
 from bilevel.trees import Tree
 
 
@@ -71,13 +71,11 @@ def predictive_coding(
         settled = phases.relax(
             network, infer, data, start, own, cost=cost, beta=betas[0]
         )
-        stacked = jax.tree.map(lambda x: x[None], settled)
+        stacked = jax.tree.map(lambda x: x[None], settled.state)
         grads = phases.contrast(
-            network, data, None, stacked.state, 1 / betas, cost=cost, betas=betas
+            network, data, None, stacked, 1 / betas, cost=cost, betas=betas
         )
-        none = jnp.zeros_like(settled.residual)
-        free = Relaxed(start, none, jnp.zeros((), jnp.int32))
-        aux = phases.report(outputs, free, stacked, tolerance)
+        aux = phases.report_from_forward(outputs, start, settled, tolerance)
         return (jnp.mean(cost.value(outputs, targets)), aux), grads
 
     return LearningRule("predictive_coding", chain.init, chain.apply, value_and_grad)

@@ -5,7 +5,7 @@ from typing import Any
 from bilevel import trees
 from bilevel.derivatives import Oracle
 from bilevel.energy.networks.base import EnergyNetwork, State, keys_of
-from bilevel.energy.relaxations import Order, sweeps
+from bilevel.energy.relaxations.sweeps import Order, sweeps
 from bilevel.inner_solvers import InnerSolver, StepInfo
 from bilevel.trees import Tree
 

@@ -5,7 +5,7 @@ from bilevel.energy.by_hypergradient import by_hypergradient
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
-from bilevel.energy.relaxations import Order
+from bilevel.energy.relaxations.sweeps import Order
 from bilevel.energy.state_solver import state_solver
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bilevel.energy import networks
+from bilevel.energy import networks, phases
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import Aux, LearningRule
@@ -49,9 +49,8 @@ def z_il(chain: Feedforward, cost: Cost) -> LearningRule:
         del key
 
         def total(params: Tree, state: State) -> jax.Array:
-            outputs = network.outputs(params, state)
-            errors = network.energy(params, state, inputs)
-            return errors + jnp.sum(cost.value(outputs, targets))
+            data = phases.Data(params, inputs, targets)
+            return phases.nudged_energy(network, cost, data, state)
 
         state = start = network.start(params, inputs)
         found = []

@@ -1,0 +1,80 @@
+"""Rules that contrast phases: free, then pushed side by side, then the difference."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.energy import phases
+from bilevel.energy.analytic import require_analytic
+from bilevel.energy.costs import Cost
+from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.networks.base import EnergyNetwork
+from bilevel.energy.relaxations import Relaxation
+from bilevel.trees import Tree
+
+Plan: TypeAlias = Callable[[jax.Array | None, jnp.dtype], tuple[jax.Array, jax.Array]]
+"""`(key, dtype of the outputs) -> (betas, weights)`, each `[P]`, one for a phase."""
+
+
+def contrastive(
+    name: str,
+    network: EnergyNetwork,
+    cost: Cost,
+    solvers: tuple[Relaxation, Relaxation],
+    plan: Plan,
+    *,
+    tolerance: float,
+    against_free: bool,
+    clamped: bool = False,
+) -> LearningRule:
+    """Assembles a rule from the nudges of its phases.
+
+    Args:
+        name: of the rule.
+        network: with the energy.
+        cost: of its outputs.
+        solvers: of the free phase, and of the pushed ones, which start from its state.
+        plan: their nudges and weights.
+        tolerance: of the residuals, relative to the response, for `aux.converged`.
+        against_free: the weights do not sum to 0: the free state has the rest.
+        clamped: the outputs are held at o - beta dC/do, instead of beta C being added.
+
+    Returns:
+        A `LearningRule`; it raises `ValueError` where a plan is complex and the energy
+        not analytic.
+    """
+    free, second = solvers
+
+    def value_and_grad(
+        params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[tuple[jax.Array, Aux], Tree]:
+        data = phases.Data(params, inputs, targets)
+        keys = phases.phase_keys(key, free, second)
+        first = phases.relax_free(network, free, params, inputs, keys[0])
+        outputs = network.outputs(params, first.state)
+        betas, weights = plan(key, outputs.dtype)
+        if jnp.iscomplexobj(betas):
+            require_analytic(name, network, params, first.state, inputs)
+        push = phases.relax_clamped if clamped else phases.relax_at
+        pushed = push(network, second, data, first.state, cost, betas, keys[1])
+        grads = phases.contrast(
+            network,
+            data,
+            first.state if against_free else None,
+            pushed.state,
+            weights,
+            cost=None if clamped else cost,
+            betas=betas,
+        )
+        aux = phases.report(outputs, first, pushed, tolerance)
+        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+
+    return LearningRule(
+        name,
+        network.init,
+        phases.outputs_of(network, free),
+        value_and_grad,
+        network.project,
+    )

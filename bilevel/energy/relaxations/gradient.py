@@ -1,0 +1,66 @@
+"""Descent of the energy by any optax optimiser."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel.energy.networks.base import State
+from bilevel.energy.relaxations.base import (
+    Map,
+    Relaxation,
+    Relaxed,
+    carried,
+    check,
+    rms,
+)
+
+
+def gradient(
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    rtol: float | None = None,
+) -> Relaxation:
+    """Descends the energy in all layers at once, by any optax optimiser.
+
+    The gradient is s - respond(s), which is dE/ds where the energy's curvature in each
+    layer by itself is 1 and nothing is bounded, as in predictive coding.
+
+    Args:
+        optimizer: of the states; its momentum starts at zero in every phase.
+        num_steps: steps; the cap where `rtol` is given.
+        rtol: as in `sweeps`.
+
+    Returns:
+        A `Relaxation`; a step costs about 1 g. Not for noise.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: Pinchetti et al. 2024, arXiv:2407.01163 (momentum in inference).
+
+    Example:
+        >>> inference = gradient(optax.sgd(0.05, momentum=0.5), 5)
+    """
+    check(num_steps, rtol, 0.0)
+
+    def solve(apply: Map, state: State, key: jax.Array | None) -> Relaxed:
+        del key
+
+        def step(carry: Any, key: jax.Array | None) -> Any:
+            del key
+            state, (memory, _) = carry
+            slope = jax.tree.map(jnp.subtract, state, apply(state, {}))
+            updates, memory = optimizer.update(slope, memory, state)
+            return optax.apply_updates(state, updates), (memory, slope)
+
+        def left(before: Any, after: Any) -> jax.Array:
+            del before
+            return rms(jax.tree.leaves(after[1][1]))
+
+        start = (state, (optimizer.init(state), state))
+        return carried(step, left, start, num_steps, rtol)[0]
+
+    return Relaxation("gradient", solve)
