@@ -109,7 +109,6 @@ def _init(parts: tuple[Part, ...], key: jax.Array, state: jax.Array) -> Tree:
             continue
         key, here = jax.random.split(key)
         found: Any = part.init_with_output(here, state)
-        found: Any = part.init_with_output(here, state)
         state, variables = found
         others = sorted(set(variables) - {"params"})
         if others:

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from bilevel.experiments import digests, restore, step_folder
+from bilevel.experiments import digests, interrupts, restore, step_folder
 from bilevel.experiments.digests import LeafRecord
 from bilevel.experiments.restore import CheckpointError
 
@@ -118,12 +118,12 @@ def open_checkpoints(
     pending: list[Future[None]] = []
     last_saved, last_time = step_folder.latest_step(directory) or 0, clock()
 
-    @_unchanged_logging()
+    @_orbax_at_work()
     def wait() -> None:
         while pending:
             _result(pending.pop(), directory)
 
-    @_unchanged_logging()
+    @_orbax_at_work()
     def save(step: int, state: Tree, *, force: bool = False, metric: Any = None) -> str:
         nonlocal last_saved, last_time
         is_late = seconds is not None and clock() - last_time >= seconds
@@ -139,7 +139,7 @@ def open_checkpoints(
         pending.extend(start(step, state, records, number))
         return digests.digest_of(records)
 
-    @_unchanged_logging()
+    @_orbax_at_work()
     def restore_step(
         template: Tree, *, step: int | None = None, cast: bool = False
     ) -> tuple[Tree, int] | None:
@@ -157,7 +157,7 @@ def open_checkpoints(
             ), step
         return restore.restore_latest(opened().load, directory, found, template, cast)
 
-    @_unchanged_logging()
+    @_orbax_at_work()
     def close() -> None:
         with _disk_errors(directory):
             try:
@@ -239,6 +239,12 @@ def _unchanged_logging() -> Iterator[None]:
     finally:
         for handler in [one for one in root.handlers if one not in before]:
             root.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _orbax_at_work() -> Iterator[None]:
+    with interrupts.held_back(), _unchanged_logging():
+        yield
 
 
 def _lazy_checkpointer(directory: Path) -> Any:

@@ -11,15 +11,13 @@
 The same command again resumes the run, after `kill -9` too.
 """
 
-import contextlib
 import functools
+import logging
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -34,6 +32,7 @@ from bilevel.experiments import (
     determinism,
     environment,
     folders,
+    interrupts,
     journal,
     logs,
     messages,
@@ -113,8 +112,20 @@ def launch(
     if flag_values is not None:
         parse(argv)
         sys.exit(start(argv))
-    app.run(start, argv=argv, flags_parser=parse)
+    app.run(lambda rest: _left(start(rest)), argv=argv, flags_parser=parse)
     raise AssertionError("absl.app.run returned")
+
+
+def _left(code: int) -> int:
+    """Ends an interrupted program here; returns the code of any other."""
+    if code == _INTERRUPTED:
+        # Python's own end crashes or hangs after an interrupt that came while JAX
+        # compiled. The folder is closed, so that nothing is left to do.
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    return code
 
 
 def _start(
@@ -149,7 +160,7 @@ def _start(
     # Not to that step once more.
     again = [one for one in command if not one.startswith("--restore_step=")]
     resume = shlex.join([*again, *([] if workdir else [f"--workdir={directory}"])])
-    with logs.log_file(directory), _interrupts() as was_interrupted:
+    with logs.log_file(directory), interrupts.noticed() as was_interrupted:
         say = functools.partial(messages.say, directory=directory)
         say(f"{status} run in {directory}")
         try:
@@ -196,7 +207,8 @@ def _run(
     ) as run:
         if folders.is_finished(directory):  # by a process that was quicker
             return
-        starts.record(directory, argv[0], argv, options.recorded())
+        with interrupts.held_back():
+            starts.record(directory, argv[0], argv, options.recorded())
         finish = functools.partial(_finish, run.finish, was_interrupted)
         run = run._replace(finish=finish)
         if programs is None:
@@ -251,32 +263,6 @@ def _finish(
     if was_interrupted():
         raise KeyboardInterrupt
     finish(summary)
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C was pressed, whoever handled it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread hears of signals
-        return
-    # Python writes the number of every signal to this pipe, before any handler runs.
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    seen = bytearray()
-
-    def was_interrupted() -> bool:
-        with contextlib.suppress(BlockingIOError):
-            seen.extend(os.read(reader, 4096))
-        return signal.SIGINT in seen
-
-    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield was_interrupted
-    finally:
-        signal.set_wakeup_fd(previous)
-        os.close(reader)
-        os.close(writer)
 
 
 def _command(argv: Sequence[str] | None) -> list[str]:

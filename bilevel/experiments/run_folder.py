@@ -30,6 +30,7 @@ from bilevel.experiments import (
     checkpoint,
     digests,
     folders,
+    interrupts,
     journal,
     metrics,
     rescue,
@@ -163,6 +164,7 @@ def open_run(
         lines.require(int(step))
         lines.append(METRICS, int(step), values)
 
+    @interrupts.held_back()  # a state that is saved has its digest, too
     def save(
         step: int, state: Tree, *, force: bool = False, metric: Any = None
     ) -> bool:
@@ -177,6 +179,7 @@ def open_run(
             lines.append(DIGESTS, step, {"sha256": digest})
         return bool(digest)
 
+    @interrupts.held_back()
     def restore(template: Tree, *, cast: bool = False) -> tuple[Tree, int] | None:
         restored = checkpoints.restore(template, cast=cast)
         lines.begin(None if restored is None else restored[1])
@@ -194,6 +197,7 @@ def open_run(
             _record_data(directory / DATA, arrays, split_seed)
             memory.take()
 
+    @interrupts.held_back()
     def finish(summary: Mapping[str, Any]) -> None:
         result = metrics.plain(summary, "summary")
         (checkpoints.wait if is_held() else checkpoints.abandon)()
