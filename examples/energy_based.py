@@ -6,7 +6,9 @@
 One program for every rule and network: the rule is one setting. An epoch is one
 compiled loop. The test images are looked at once, after the last epoch; settings were
 chosen with `--cfg.num_validation=5000`, which holds images out of training. A run that
-was interrupted goes on by the same command. What to expect: see the configurations.
+was interrupted goes on by the same command. `--cfg.num_seeds=3` trains the networks of
+three seeds side by side, on the same split of the data: faster where the machine is not
+full with one. What to expect: see the configurations.
 """
 
 import time
@@ -73,14 +75,19 @@ def load(config: Config, run: Run) -> Data:
     return Data(ready(train), ready(validation), ready(splits.test))
 
 
-def accuracy(apply: Any, params: Any, part: Images) -> float:
-    """The part of the examples whose largest output is the right one."""
-    right = 0
+def accuracies(apply: Any, params: Any, part: Images) -> np.ndarray:
+    """The part of the examples whose largest output is the right one, `[num_seeds]`."""
+    right: Any = 0
     for start in range(0, len(part.labels), 1000):
         rows = slice(start, start + 1000)
         outputs = apply(params, part.inputs[rows])
-        right += int(jnp.sum(jnp.argmax(outputs, -1) == part.labels[rows]))
-    return right / max(len(part.labels), 1)
+        right = right + jnp.sum(jnp.argmax(outputs, -1) == part.labels[rows], axis=-1)
+    return np.atleast_1d(right) / max(len(part.labels), 1)
+
+
+def accuracy(apply: Any, params: Any, part: Images) -> float:
+    """`accuracies` of a single network."""
+    return float(accuracies(apply, params, part)[0])
 
 
 def main(config: Config, run: Run) -> None:
@@ -91,38 +98,58 @@ def main(config: Config, run: Run) -> None:
     rule = rule_of(config, data.train.inputs.shape[-1])
     steps_per_epoch = len(data.train.labels) // config.batch_size
     optimizer = optimizer_of(config, steps_per_epoch)
-    first, key = jax.random.split(jax.random.key(config.seed))
-    params = rule.init(first, data.train.inputs[:1])
-    fresh = State(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
-    state, done = run.restore(fresh) or (fresh, 0)
-    epoch = jax.jit(epoch_of(config, rule, optimizer), donate_argnums=0)
-    apply = jax.jit(rule.apply)
+
+    def fresh(seed: int) -> State:
+        first, key = jax.random.split(jax.random.key(seed))
+        params = rule.init(first, data.train.inputs[:1])
+        return State(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+
+    one_epoch = epoch_of(config, rule, optimizer)
     diagnose = diagnosis_of(config, rule, data.train.inputs.shape[-1])
+    if config.num_seeds == 1:
+        start, each = fresh(config.seed), lambda function, axes: function
+    else:
+        states = [fresh(config.seed + number) for number in range(config.num_seeds)]
+        start, each = jax.tree.map(lambda *x: jnp.stack(x), *states), jax.vmap
+    epoch = jax.jit(each(one_epoch, (0, None)), donate_argnums=0)
+    apply = jax.jit(each(rule.apply, (0, None)))
+    diagnose = jax.jit(each(diagnose, (0, None, 0)))
+    state, done = run.restore(start) or (start, 0)
     few = jax.tree.map(lambda x: x[:500], data.train)
 
     with progress("training") as show:
         for number in range(done, config.num_epochs):
             state, metrics = epoch(state, data.train)
-            values = {name: float(value) for name, value in metrics.items()}
+            values = {name: float(np.mean(value)) for name, value in metrics.items()}
             if not np.isfinite(values["cost"]):
                 raise FloatingPointError(
                     f"the cost is {values['cost']} in epoch {number + 1}; take a "
                     "smaller learning rate or nudge, or more sweeps."
                 )
             if config.num_validation:
-                found = accuracy(apply, state.params, data.validation)
-                values["validation_accuracy"] = found
+                found = accuracies(apply, state.params, data.validation)
+                values["validation_accuracy"] = float(np.mean(found))
             if config.angles:
                 told = diagnose(state.params, few, state.key)
-                values |= {name: float(value) for name, value in told.items()}
+                values |= {name: float(np.mean(value)) for name, value in told.items()}
             show(number + 1, config.num_epochs, values)
             run.log(number + 1, **values)
             run.save(number + 1, state, force=number + 1 == config.num_epochs)
     seconds = time.monotonic() - began
-    summary = {"test_accuracy": accuracy(apply, state.params, data.test)}
+    summary = told_of("test_accuracy", accuracies(apply, state.params, data.test))
     if config.num_validation:
-        summary["validation_accuracy"] = accuracy(apply, state.params, data.validation)
+        found = accuracies(apply, state.params, data.validation)
+        summary |= told_of("validation_accuracy", found)
     run.finish({**summary, "seconds": seconds})
+
+
+def told_of(name: str, found: np.ndarray) -> dict[str, float]:
+    """The mean of the seeds; of several the standard deviation and each one, too."""
+    told = {name: float(np.mean(found))}
+    if len(found) > 1:
+        told[f"{name}_sd"] = float(np.std(found, ddof=1))
+        told |= {f"{name}_{number}": float(one) for number, one in enumerate(found)}
+    return told
 
 
 def epoch_of(
