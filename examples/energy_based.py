@@ -1,6 +1,6 @@
 """Trains a network by any learning rule: equilibrium propagation, dual propagation, ...
 
-    python examples/energy_based.py --config=configs/energy_based_digits.py
+    python examples/energy_based.py --config=configs/equilibrium_propagation_digits.py
     python examples/energy_based.py --cfg.learning.rule=dual_propagation
 
 One program for every rule and network: the rule is one setting. An epoch is one

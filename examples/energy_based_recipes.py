@@ -43,7 +43,14 @@ LEARNING: dict[str, dict[str, Any]] = {
 }
 # Passes over MNIST or Fashion-MNIST, where they are not 25. Predictive coding diverges
 # when it goes on: its weights grow until inference with this step size is unstable.
-EPOCHS = {"back_propagation": 15, "dual_propagation": 15, "predictive_coding": 10}
+EPOCHS = {
+    "back_propagation": 15,
+    "contrastive_hebbian_learning": 15,
+    "coupled_learning": 15,
+    "dual_propagation": 15,
+    "lpom": 15,
+    "predictive_coding": 10,
+}
 
 
 def recipe(rule: str, dataset: str) -> Config:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from bilevel.energy.feedforward import Feedforward
+from bilevel.energy.feedforward import Block, Feedforward
 from bilevel.trees import Tree
 
 _LINEAR = frozenset(
@@ -23,10 +23,8 @@ _LINEAR = frozenset(
         "gather",
         "neg",
         "pad",
-        "reduce_max",  # affine as long as the maxima do not move
         "reduce_precision",
         "reduce_sum",
-        "reduce_window_max",
         "reduce_window_sum",
         "reshape",
         "rev",
@@ -39,6 +37,8 @@ _LINEAR = frozenset(
         "transpose",
     }
 )
+# Affine as long as the maxima do not move.
+_POOLING = frozenset({"reduce_max", "reduce_window_max"})
 _BILINEAR = frozenset({"conv_general_dilated", "dot_general", "mul"})
 
 
@@ -56,8 +56,7 @@ def require_affine(name: str, chain: Feedforward, params: Tree, inputs: Any) -> 
     found = jax.eval_shape(chain.pre_activations, params, inputs)
     blocks = list(zip(chain.blocks, params, strict=True))
     for number, (block, own) in enumerate(blocks[1:], 1):
-        jaxpr = jax.make_jaxpr(lambda s, b=block, p=own: b(p, s))(found[number - 1])
-        wrong = sorted(set(_not_affine(jaxpr.jaxpr, [True])))
+        wrong = sorted(_offending(block, own, found[number - 1]) - _POOLING)
         if wrong:
             raise ValueError(
                 f"{name}: block {number} applies {', '.join(wrong)} to its state, and "
@@ -65,6 +64,22 @@ def require_affine(name: str, chain: Feedforward, params: Tree, inputs: Any) -> 
                 "the rule. Nonlinear functions belong between blocks, as the chain's "
                 "activation."
             )
+
+
+def is_affine(block: Block, params: Tree, state: Any) -> bool:
+    """Whether a block is affine in its state, pooling by maxima not counted.
+
+    Args:
+        block: `(params, state) -> pre-activation`.
+        params: of the block.
+        state: `[B, ...]`; only its shape is looked at.
+    """
+    return not _offending(block, params, state)
+
+
+def _offending(block: Block, params: Tree, state: Any) -> set[str]:
+    jaxpr = jax.make_jaxpr(lambda s: block(params, s))(state)
+    return set(_not_affine(jaxpr.jaxpr, [True]))
 
 
 def _not_affine(jaxpr: Any, depends: list[bool]) -> Iterator[str]:

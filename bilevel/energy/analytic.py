@@ -33,6 +33,18 @@ _NOT_ANALYTIC = frozenset(
         "sort",
     }
 )
+_TRUSTED = "analytic_as_a_whole"
+
+
+def trusted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a function as analytic whatever its operations are; returns it compiled.
+
+    Args:
+        function: say an affine map that takes real and imaginary parts by themselves.
+    """
+    compiled = lambda *args: function(*args)
+    compiled.__name__ = _TRUSTED
+    return jax.jit(compiled)
 
 
 def not_analytic(
@@ -88,6 +100,8 @@ def _offending(function: Callable[..., Any], *args: Any) -> Iterator[str]:
 
 def _walk(jaxpr: Any) -> Iterator[str]:
     for equation in jaxpr.eqns:
+        if equation.params.get("name") == _TRUSTED:
+            continue
         complex_in = any(
             jnp.issubdtype(one.aval.dtype, jnp.complexfloating)
             for one in equation.invars
