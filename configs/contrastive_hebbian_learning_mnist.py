@@ -1,6 +1,7 @@
 """Contrastive Hebbian learning on MNIST, 784-256-256-10.
 
-    python examples/energy_based.py --config=configs/contrastive_hebbian_learning_mnist.py
+    C=configs/contrastive_hebbian_learning_mnist.py
+    python examples/energy_based.py --config=$C
 
 Expect: to be measured.
 """

@@ -4,7 +4,7 @@
     python examples/energy_based.py --config=$C
     python examples/energy_based.py --config=$C --cfg.learning.rule=back_propagation
 
-Two 3 x 3 convolutions of 16 and 32 channels, each pooled 2 x 2, and a dense layer of
+Two 3 x 3 convolutions of 8 and 16 channels, each pooled 2 x 2, and a dense layer of
 128 units.
 """
 
@@ -16,6 +16,6 @@ def get_config() -> Config:
     """The configuration."""
     return changed(
         recipe("dual_propagation", "fashion_mnist"),
-        model={"channels": (16, 32), "hidden": (128,)},
+        model={"channels": (8, 16), "hidden": (128,)},
         top={"num_epochs": 8},
     )

@@ -1,6 +1,7 @@
 """Difference target propagation on MNIST, 784-256-256-10.
 
-    python examples/energy_based.py --config=configs/difference_target_propagation_mnist.py
+    C=configs/difference_target_propagation_mnist.py
+    python examples/energy_based.py --config=$C
 
 Expect: to be measured.
 """

@@ -1,6 +1,7 @@
 """Incremental predictive coding on MNIST, 784-256-256-10.
 
-    python examples/energy_based.py --config=configs/incremental_predictive_coding_mnist.py
+    C=configs/incremental_predictive_coding_mnist.py
+    python examples/energy_based.py --config=$C
 
 Expect: to be measured.
 """

@@ -3,7 +3,11 @@
     python examples/energy_based.py --config=configs/resistive_mnist.py
 
 By centred equilibrium propagation with 4 sweeps in each phase, gain, nudge, batch and
-momentum as published (Scellier 2024, arXiv:2402.11674), 20 epochs instead of 100.
+momentum as published (Scellier 2024, arXiv:2402.11674), 20 epochs instead of 100. The
+learning rate was chosen among three on validation images, after 3 epochs on 20 000.
+
+Expect a test accuracy of 98.36 ± 0.06 % over seeds 0 to 2 (98.30, 98.40, 98.39; with
+--cfg.num_seeds=3), half an hour for the three on one core. Published: 98.47.
 """
 
 from examples.energy_based_recipes import changed, recipe
