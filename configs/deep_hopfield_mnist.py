@@ -17,5 +17,4 @@ def get_config() -> Config:
         recipe("equilibrium_propagation", "mnist"),
         model={"hidden": (1024,)},
         learning={"free_steps": 10, "nudged_steps": 10},
-        optimizer={"learning_rates": (5e-4,)},
     )

@@ -3,7 +3,8 @@
     C=configs/difference_target_propagation_mnist.py
     python examples/energy_based.py --config=$C
 
-Expect: to be measured.
+Expect a test accuracy of 98.08 ± 0.03 % over seeds 0 to 2 (98.09, 98.10, 98.05; with
+--cfg.num_seeds=3), 4 minutes for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe

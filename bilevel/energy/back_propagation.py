@@ -38,7 +38,7 @@ def back_propagation(network: Feedforward, cost: Cost) -> LearningRule:
 
         def loss(params: Tree) -> tuple[jax.Array, Aux]:
             outputs = network.apply(params, inputs)
-            return jnp.mean(cost.value(outputs, targets)), Aux(outputs)
+            return jnp.mean(cost(outputs, targets)), Aux(outputs)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -102,7 +102,7 @@ def blockwise(
             a = first(forward[0], inputs)
             for unit, own, back in zip(units, forward[1:], feedback, strict=True):
                 a = unit(own, back, a)
-            costs = cost.value(a, targets)
+            costs = cost(a, targets)
             return scale * jnp.sum(costs), (jnp.mean(costs), Aux(a))
 
         grads, aux = jax.grad(total, has_aux=True)(params)

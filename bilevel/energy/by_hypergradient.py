@@ -7,9 +7,12 @@ from bilevel.argmin import argmin
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import EnergyNetwork, State
+from bilevel.energy.relaxations.base import rms
 from bilevel.hypergradients import Hypergradient
 from bilevel.inner_solvers import InnerInfo, InnerSolver
 from bilevel.trees import Tree
+
+_APART = 1e-2  # of the state; out of bounds it is of the order of 1
 
 
 def by_hypergradient(
@@ -25,12 +28,15 @@ def by_hypergradient(
         name: of the rule.
         network: with the energy.
         cost: of its outputs.
-        inner_solver: `state_solver(network)`, or any other of the core's.
+        inner_solver: `state_solver(network)`; any other of the core's where no unit has
+            bounds, which the energy does not know of (identity, leaky_relu, tanh near
+            its middle; relu and hard_sigmoid have some).
         hypergradient: the pull-back: implicit, unrolled, truncated, one_step, nudged.
 
     Returns:
         A `LearningRule`; cost and accuracy are those of the hypergradient.
-        `aux.converged` is that of the forward solve.
+        `aux.converged`: the forward solve has converged, and each unit's own response
+        is its state: not so where a solver went out of bounds.
 
     Example:
         >>> from flax import linen
@@ -70,14 +76,18 @@ def by_hypergradient(
         def mean_cost(params: Tree) -> tuple[jax.Array, Aux]:
             state, info = relaxed(params, inputs)
             outputs = network.outputs(params, state)
+            held = jax.lax.stop_gradient((params, state))
+            answer = network.respond(*held, inputs, {}, {})
+            apart = rms(jax.tree.leaves(jax.tree.map(jnp.subtract, answer, held[1])))
+            is_state = apart <= _APART * rms(jax.tree.leaves(held[1]))
             count = sum(leaf.size for leaf in jax.tree.leaves(state))
             aux = Aux(
                 outputs=outputs,
                 state=state,
                 free_residual=info.residual_norm / count**0.5,
-                converged=info.converged,
+                converged=info.converged & is_state,
             )
-            return jnp.mean(cost.value(outputs, targets)), aux
+            return jnp.mean(cost(outputs, targets)), aux
 
         return jax.value_and_grad(mean_cost, has_aux=True)(params)
 

@@ -230,7 +230,7 @@ def _cost_at(
 ) -> Callable[[Tree], jax.Array]:
     def at(params: Tree) -> jax.Array:
         found = phases.relax_free(network, settle, params, data.inputs)
-        return jnp.mean(cost.value(network.outputs(params, found.state), data.targets))
+        return jnp.mean(cost(network.outputs(params, found.state), data.targets))
 
     return at
 
@@ -310,7 +310,7 @@ def _coupled(
     """Its limit is the pull-back of H dC/do, the force that holds the outputs."""
     key = network.output_key
     state = phases.relax_free(network, settle, data.params, data.inputs).state
-    slope = jax.grad(lambda o: jnp.sum(cost.value(o, data.targets)))(state[key])
+    slope = jax.grad(lambda o: jnp.sum(cost(o, data.targets)))(state[key])
     small = 1e-6
     held = {key: state[key] - small * slope}
     clamped = phases.relax(network, settle, data, state, held=held).state

@@ -69,7 +69,7 @@ def contrastive(
             betas=betas,
         )
         aux = phases.report(outputs, first, pushed, tolerance)
-        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+        return (jnp.mean(cost(outputs, targets)), aux), grads
 
     return LearningRule(
         name,

@@ -9,7 +9,7 @@ import optax
 
 
 class Cost(NamedTuple):
-    """A cost C(o, y).
+    """A cost C(o, y); `cost(outputs, targets)` is `value` with a look at its shape.
 
     Attributes:
         name: of the cost.
@@ -22,6 +22,22 @@ class Cost(NamedTuple):
     value: Callable[[jax.Array, jax.Array], jax.Array]
     curvature: float | None = None
     holomorphic: bool = False
+
+    def __call__(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """Returns the cost of each example, `[B]`.
+
+        Raises:
+            ValueError: `value` returns another shape: a mean, say, whose nudge would be
+                another one without a word.
+        """
+        found = self.value(outputs, targets)
+        if found.shape != outputs.shape[:1]:
+            raise ValueError(
+                f"the cost {self.name!r} must return one number for each example, "
+                f"{outputs.shape[:1]}, got the shape {found.shape}; sum over the axes "
+                "of an example, and not over examples."
+            )
+        return found
 
 
 def squared_error() -> Cost:
@@ -46,7 +62,8 @@ def squared_error() -> Cost:
 def cross_entropy() -> Cost:
     """Soft-max cross-entropy of the outputs, -log softmax(o)_y.
 
-    Targets are integer labels `[B]`, or probabilities of the shape of the outputs.
+    Targets are integer labels `[B]`, or probabilities of the shape of the outputs; of
+    outputs `[B, ..., C]` the positions are summed.
 
     Example:
         >>> outputs = jnp.zeros((1, 4))
@@ -59,8 +76,10 @@ def cross_entropy() -> Cost:
         if jnp.iscomplexobj(outputs):
             # The targets' sum is 1, and logsumexp is analytic.
             vectors = vectors.astype(outputs.real.dtype)
-            return jax.nn.logsumexp(outputs, axis=-1) - jnp.sum(outputs * vectors, -1)
-        return optax.losses.softmax_cross_entropy(outputs, vectors)
+            each = jax.nn.logsumexp(outputs, axis=-1) - jnp.sum(outputs * vectors, -1)
+        else:
+            each = optax.losses.softmax_cross_entropy(outputs, vectors)
+        return jnp.sum(each, axis=tuple(range(1, each.ndim)))
 
     return Cost("cross_entropy", value, holomorphic=True)
 

@@ -116,7 +116,7 @@ def difference_target_propagation(
 
         def loss(own: Tree, state: jax.Array) -> tuple[jax.Array, jax.Array]:
             outputs = blocks[-1](own, state)
-            return jnp.mean(cost.value(outputs, targets)), outputs
+            return jnp.mean(cost(outputs, targets)), outputs
 
         below = states[-1] if states else inputs
         (value, outputs), (last, error) = jax.value_and_grad(

@@ -67,7 +67,7 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
         outputs = pre_activations[-1]
 
         def loss(outputs: jax.Array) -> jax.Array:
-            return jnp.mean(cost.value(outputs, targets))
+            return jnp.mean(cost(outputs, targets))
 
         value, error = jax.value_and_grad(loss)(outputs)
         grads, below = [], inputs
@@ -75,7 +75,7 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
             delta, state = error, outputs
             if number < len(network.blocks) - 1:
                 a = pre_activations[number]
-                sent = jnp.tensordot(error, params.feedback[number], 1)
+                sent = jnp.tensordot(error, params.feedback[number], 1).astype(a.dtype)
                 state, delta = jax.jvp(f, (a,), (sent,))
             at = lambda p, block=block, below=below: block(p, below)
             grads += jax.vjp(at, params.forward[number])[1](delta)

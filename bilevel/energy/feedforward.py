@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-from flax import linen
+from flax import linen, nnx
 
 from bilevel.energy import activations
 from bilevel.energy.activations import Activation
@@ -93,7 +93,13 @@ def feedforward(
 def _parts(number: int, block: Part | Sequence[Part]) -> tuple[Part, ...]:
     parts: Any = block if isinstance(block, list | tuple) else [block]
     for one in parts:
-        if not (isinstance(one, linen.Module) or callable(one)):
+        if isinstance(one, nnx.Module):
+            raise ValueError(
+                f"feedforward: block {number} holds {type(one).__name__} of nnx, which "
+                "keeps its parameters to itself; take the layer of the same name of "
+                "linen, or write its function."
+            )
+        if not callable(one):
             raise ValueError(
                 f"feedforward: block {number} holds {one!r}; expected Flax (linen) "
                 "layers and functions of one array."

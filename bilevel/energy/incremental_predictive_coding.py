@@ -85,7 +85,7 @@ def incremental_predictive_coding(
         first = (params, trees.zeros_like(params), start)
         _, way, _ = iteration.iterate(step, first, num_steps=num_steps)
         outputs = network.outputs(params, start)
-        return (jnp.mean(cost.value(outputs, targets)), Aux(outputs, start)), way
+        return (jnp.mean(cost(outputs, targets)), Aux(outputs, start)), way
 
     return LearningRule(
         "incremental_predictive_coding", chain.init, chain.apply, value_and_grad

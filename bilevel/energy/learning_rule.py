@@ -24,8 +24,9 @@ class Aux(NamedTuple):
             sweep of the free phase changed.
         nudged_residual: the same of the nudged phases, the largest.
         displacement: root mean square of the nudged phases' distance from the free one.
-        converged: both residuals are small against the displacement, so that it is the
-            nudge's response that was measured. False for NaN.
+        converged: both residuals, and rounding, are small against the displacement of
+            every layer, so that it is the nudge's response that was measured. False for
+            NaN, and where a layer did not move.
     """
 
     outputs: jax.Array

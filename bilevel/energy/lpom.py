@@ -79,11 +79,12 @@ def lpom(
         data = phases.Data(params, inputs, targets)
         start = network.start(params, inputs)
         outputs = start[-1]
-        norms = diagnostics.lipschitz(chain, params, inputs, start)
-        sizes = [1 / (1 + jnp.maximum(0, (n**2 - 1) / 2)) for n in norms[1:]]
+        above = zip(chain.blocks[1:], params[1:], start[:-1], strict=True)
+        norms = [diagnostics.block_norm(block, own, at) for block, own, at in above]
+        sizes = [1 / (1 + jnp.maximum(0, (n**2 - 1) / 2)) for n in norms]
         settle = relaxations.damped_sweeps(num_sweeps, [[last], *order], [*sizes, 1.0])
         if clamped:
-            slope = jax.grad(lambda o: jnp.sum(cost.value(o, targets)))(outputs)
+            slope = jax.grad(lambda o: jnp.sum(cost(o, targets)))(outputs)
             held = {last: outputs - beta * slope}
             settled = phases.relax(network, settle, data, start, held=held)
         else:
@@ -92,6 +93,6 @@ def lpom(
         weights = jnp.array([1 / beta], outputs.dtype)
         grads = phases.contrast(network, data, None, stacked, weights)
         aux = phases.report_from_forward(outputs, start, settled, tolerance)
-        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+        return (jnp.mean(cost(outputs, targets)), aux), grads
 
     return LearningRule("lpom", chain.init, chain.apply, value_and_grad)

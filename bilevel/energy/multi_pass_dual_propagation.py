@@ -129,7 +129,7 @@ def multi_pass_dual_propagation(
         require_affine("multi_pass_dual_propagation", network, params, inputs)
         *hidden, outputs = network.pre_activations(params, inputs)
         states = [f(a) for a in hidden]
-        costs, pull = jax.vjp(lambda outputs: cost.value(outputs, targets), outputs)
+        costs, pull = jax.vjp(lambda outputs: cost(outputs, targets), outputs)
         (g,) = pull(jnp.ones_like(costs))
         nudges = -up * beta * g, down * beta * g
         damping = [0.0] * len(states)

@@ -25,6 +25,7 @@ from bilevel.energy.networks.base import (
     state_gradient,
 )
 from bilevel.energy.relaxations import Relaxation, Relaxed
+from bilevel.energy.relaxations.base import rms
 from bilevel.trees import Tree
 
 
@@ -87,7 +88,14 @@ def relax_free(
 ) -> Relaxed:
     """The free phase, from the network's start."""
     data = Data(params, inputs, jnp.zeros(len(inputs)))
-    return relax(network, relaxation, data, network.start(params, inputs), key)
+    start = network.start(params, inputs)
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(start)}
+    if sizes != {len(inputs)}:
+        raise ValueError(
+            f"the relaxation of {len(inputs)} inputs must begin with as many states, "
+            f"got a start of {sorted(sizes)}: a kept state is for batches of its size."
+        )
+    return relax(network, relaxation, data, start, key)
 
 
 def outputs_of(network: EnergyNetwork, relaxation: Relaxation) -> Any:
@@ -132,7 +140,7 @@ def relax_clamped(
 ) -> Relaxed:
     """As `relax_at`, but E with the outputs held at o - beta dC/do."""
     outputs = network.outputs(data.params, state)
-    slope = jax.grad(lambda o: jnp.sum(cost.value(o, data.targets)))(outputs)
+    slope = jax.grad(lambda o: jnp.sum(cost(o, data.targets)))(outputs)
     keys = None if key is None else jax.random.split(key, len(betas))
 
     def one(beta: jax.Array, key: jax.Array | None) -> Relaxed:
@@ -147,7 +155,7 @@ def nudged_energy(
 ) -> jax.Array:
     """E + beta C, summed over the examples."""
     outputs = network.outputs(data.params, state)
-    nudge = beta * jnp.sum(cost.value(outputs, data.targets))
+    nudge = beta * jnp.sum(cost(outputs, data.targets))
     return network.energy(data.params, state, data.inputs) + nudge
 
 
@@ -177,7 +185,7 @@ def contrast(
         total = network.coupling(params, state, data.inputs)
         if cost is not None and network.output_key is None:
             outputs = network.outputs(params, state)
-            total = total + beta * jnp.sum(cost.value(outputs, data.targets))
+            total = total + beta * jnp.sum(cost(outputs, data.targets))
         return total
 
     def total(params: Tree) -> jax.Array:
@@ -198,27 +206,31 @@ def report(outputs: jax.Array, free: Relaxed, nudged: Relaxed, tolerance: float)
         outputs: of the free phase.
         free: the free phase.
         nudged: the others, leaves `[P, B, ...]`.
-        tolerance: of the residuals, relative to the response.
+        tolerance: of the residuals and of rounding, relative to the response of the
+            layer that moved the least.
     """
     moved = jax.tree.map(lambda x, y: jnp.abs(x - y[None]), nudged.state, free.state)
-    leaves = jax.tree.leaves(moved)
-    count = sum(x.size for x in leaves)
-    squares = [jnp.sum(x.astype(free.residual.dtype) ** 2) for x in leaves]
-    displacement = jnp.sqrt(sum(squares[1:], squares[0]) / count)
+    layers = [rms(jax.tree.leaves(moved[key])) for key in keys_of(moved)]
     nudged_residual = jnp.max(nudged.residual)
-    # A NaN compares as False.
-    converged = (free.residual <= tolerance * displacement) & (
-        nudged_residual <= tolerance * displacement
-    )
-    exact = (free.residual == 0) & (nudged_residual == 0)
+    # Of each layer: a nudge that has just arrived at one moves it little, and more is
+    # to come. A NaN compares as False.
+    left = jnp.maximum(free.residual, nudged_residual)
+    left = jnp.maximum(left, _rounding(free.state))
+    converged = left <= tolerance * jnp.min(jnp.stack(layers))
     return Aux(
         outputs=outputs,
         state=free.state,
         free_residual=free.residual,
         nudged_residual=nudged_residual,
-        displacement=displacement,
-        converged=converged | exact,
+        displacement=rms(jax.tree.leaves(moved)),
+        converged=converged,
     )
+
+
+def _rounding(state: State) -> jax.Array:
+    """What a state may be off by rounding, root mean square."""
+    leaves = jax.tree.leaves(state)
+    return max(float(jnp.finfo(x.dtype).eps) for x in leaves) * rms(leaves)
 
 
 def report_from_forward(
@@ -267,9 +279,9 @@ def _nudge(
     """dC/ds, by key; the output's alone where the outputs are one."""
     key = network.output_key
     if key is not None:
-        value = lambda outputs: jnp.sum(cost.value(outputs, targets))
+        value = lambda outputs: jnp.sum(cost(outputs, targets))
         is_holomorphic = jnp.iscomplexobj(state[key])
         return {key: jax.grad(value, holomorphic=is_holomorphic)(state[key])}
-    value = lambda s: jnp.sum(cost.value(network.outputs(params, s), targets))
+    value = lambda s: jnp.sum(cost(network.outputs(params, s), targets))
     slopes = state_gradient(value, state)
     return {name: slopes[name] for name in keys_of(state)}

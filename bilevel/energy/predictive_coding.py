@@ -76,6 +76,6 @@ def predictive_coding(
             network, data, None, stacked, 1 / betas, cost=cost, betas=betas
         )
         aux = phases.report_from_forward(outputs, start, settled, tolerance)
-        return (jnp.mean(cost.value(outputs, targets)), aux), grads
+        return (jnp.mean(cost(outputs, targets)), aux), grads
 
     return LearningRule("predictive_coding", chain.init, chain.apply, value_and_grad)

@@ -73,7 +73,7 @@ def recurrent_back_propagation(
 
         def mean_cost(params: Tree, state: State) -> tuple[jax.Array, jax.Array]:
             outputs = network.outputs(params, state)
-            return jnp.mean(cost.value(outputs, targets)), outputs
+            return jnp.mean(cost(outputs, targets)), outputs
 
         both = jax.value_and_grad(mean_cost, argnums=(0, 1), has_aux=True)
         (value, outputs), (direct, cotangent) = both(params, state)

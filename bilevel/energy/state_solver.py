@@ -7,6 +7,7 @@ from bilevel.derivatives import Oracle
 from bilevel.energy.networks.base import EnergyNetwork, State, keys_of
 from bilevel.energy.relaxations.sweeps import Order, sweeps
 from bilevel.inner_solvers import InnerSolver, StepInfo
+from bilevel.inner_solvers.base import check_limits
 from bilevel.trees import Tree
 
 
@@ -43,6 +44,7 @@ def state_solver(
         >>> chain = energy.feedforward([linen.Dense(8), linen.Dense(2)], "hard_sigmoid")
         >>> solver = state_solver(energy.networks.hopfield(chain), max_steps=30)
     """
+    check_limits("state_solver", max_steps, rtol)
     one_sweep = sweeps(1, order=order)
 
     def apply(oracle: Oracle, theta: Any, state: State, force: dict) -> State:

@@ -64,6 +64,6 @@ def truncated_back_propagation_through_time(
         "truncated_back_propagation_through_time",
         network,
         cost,
-        state_solver(network, order=order, max_steps=num_steps, rtol=0.0),
+        state_solver(network, order=order, max_steps=num_steps),
         hypergradients.truncated(truncation),
     )

@@ -60,6 +60,6 @@ def z_il(chain: Feedforward, cost: Cost) -> LearningRule:
             state = [s - slope for s, slope in zip(state, slopes, strict=True)]
         outputs = network.outputs(params, start)
         grads = jax.tree.map(lambda g: g / len(inputs), found[::-1])
-        return (jnp.mean(cost.value(outputs, targets)), Aux(outputs, start)), grads
+        return (jnp.mean(cost(outputs, targets)), Aux(outputs, start)), grads
 
     return LearningRule("z_il", chain.init, chain.apply, value_and_grad)

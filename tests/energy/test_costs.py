@@ -43,3 +43,19 @@ def test_other_targets_are_refused(make, targets):
         ValueError, match=r"integer labels \[B\] or floats of the shape"
     ):
         make().value(OUTPUTS, targets)
+
+
+def test_positions_of_an_example_are_summed():
+    outputs = jnp.arange(24.0).reshape(2, 4, 3) / 7
+    targets = jnp.broadcast_to(VECTORS[:, None], (2, 4, 3))
+    cost = energy.cross_entropy()
+    each = [cost(outputs[:, k], LABELS) for k in range(4)]
+    np.testing.assert_allclose(cost(outputs, targets), sum(each), rtol=1e-14)
+    found = cost(outputs.astype(complex), targets)
+    np.testing.assert_allclose(found, sum(each), rtol=1e-14)
+
+
+def test_a_cost_that_is_no_number_for_each_example():
+    mean = energy.Cost("mean", lambda outputs, targets: jnp.mean(outputs))
+    with pytest.raises(ValueError, match=r"'mean' must .* \(2,\), got the shape \(\)"):
+        mean(OUTPUTS, LABELS)

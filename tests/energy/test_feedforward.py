@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen
+from flax import linen, nnx
 
 from bilevel import energy
 
@@ -63,6 +63,8 @@ def test_what_is_refused():
         energy.feedforward([])
     with pytest.raises(ValueError, match="block 1 holds 3; expected Flax"):
         energy.feedforward([linen.Dense(2), 3])
+    with pytest.raises(ValueError, match=r"block 0 holds Linear of nnx"):
+        energy.feedforward([nnx.Linear(2, 3, rngs=nnx.Rngs(0))])
     norm = linen.BatchNorm(use_running_average=True)
     network = energy.feedforward([[linen.Dense(2), norm]])
     with pytest.raises(ValueError, match=r"BatchNorm has variables .* \(batch_stats\)"):

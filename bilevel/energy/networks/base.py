@@ -197,7 +197,8 @@ def from_energy(
         holomorphic: the energy is analytic in complex states, and nothing is projected.
 
     Raises:
-        ValueError: the curvature is not positive.
+        ValueError: the curvature is not positive; when it is traced, bounds of an entry
+            that is not there.
 
     Example:
         >>> def quadratic(params, state, inputs):
@@ -220,6 +221,7 @@ def from_energy(
         force: Mapping[Key, jax.Array],
         stiffness: Mapping[Key, Any],
     ) -> State:
+        _check_project(project, state)
         slopes = state_gradient(lambda s: energy(params, s, inputs), state)
         new = {}
         for key in keys_of(state):
@@ -249,3 +251,16 @@ def from_energy(
         output_curvature=None if key is None else curvature,
         holomorphic=holomorphic,
     )
+
+
+def _check_project(project: Project | Mapping[Key, Project], state: State) -> None:
+    """Bounds of an entry that is not there would be no bounds, without a word."""
+    if not isinstance(project, Mapping):
+        return
+    keys = keys_of(state)
+    unknown = [key for key in project if key not in keys]
+    if unknown:
+        raise ValueError(
+            f"from_energy: project has {unknown[0]!r}, which is not among the entries "
+            f"of the state, {keys}."
+        )

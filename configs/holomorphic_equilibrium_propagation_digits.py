@@ -1,6 +1,6 @@
-"""Incremental predictive coding on MNIST, 784-256-256-10.
+"""Holomorphic equilibrium propagation on digits, 64-256-256-10.
 
-    C=configs/incremental_predictive_coding_mnist.py
+    C=configs/holomorphic_equilibrium_propagation_digits.py
     python examples/energy_based.py --config=$C
 
 Expect: to be measured.
@@ -12,4 +12,4 @@ from examples.energy_based_rules import Config
 
 def get_config() -> Config:
     """The configuration."""
-    return recipe("incremental_predictive_coding", "mnist")
+    return recipe("holomorphic_equilibrium_propagation", "digits")

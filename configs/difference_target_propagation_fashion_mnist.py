@@ -1,0 +1,15 @@
+"""Difference target propagation on Fashion-MNIST, 784-256-256-10.
+
+    C=configs/difference_target_propagation_fashion_mnist.py
+    python examples/energy_based.py --config=$C
+
+Expect: to be measured.
+"""
+
+from examples.energy_based_recipes import recipe
+from examples.energy_based_rules import Config
+
+
+def get_config() -> Config:
+    """The configuration."""
+    return recipe("difference_target_propagation", "fashion_mnist")

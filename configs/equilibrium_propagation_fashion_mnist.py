@@ -1,0 +1,15 @@
+"""Centred equilibrium propagation on Fashion-MNIST, 784-256-256-10.
+
+    C=configs/equilibrium_propagation_fashion_mnist.py
+    python examples/energy_based.py --config=$C
+
+Expect: to be measured.
+"""
+
+from examples.energy_based_recipes import recipe
+from examples.energy_based_rules import Config
+
+
+def get_config() -> Config:
+    """The configuration."""
+    return recipe("equilibrium_propagation", "fashion_mnist")

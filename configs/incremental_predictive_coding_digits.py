@@ -1,0 +1,15 @@
+"""Incremental predictive coding on digits, 64-256-256-10.
+
+    C=configs/incremental_predictive_coding_digits.py
+    python examples/energy_based.py --config=$C
+
+Expect: to be measured.
+"""
+
+from examples.energy_based_recipes import recipe
+from examples.energy_based_rules import Config
+
+
+def get_config() -> Config:
+    """The configuration."""
+    return recipe("incremental_predictive_coding", "digits")
