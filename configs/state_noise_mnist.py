@@ -21,6 +21,6 @@ def get_config() -> Config:
         recipe("equilibrium_propagation", "mnist"),
         model={"activation": "shifted_sigmoid"},
         learning={"beta": 0.1, "noise": 0.04},
-        optimizer={"name": "sgd", "learning_rates": (0.1,), "schedule": "constant"},
+        optimizer={"name": "sgd", "learning_rates": (0.02,), "schedule": "constant"},
         top={"batch_size": 20, "num_epochs": 5},
     )
