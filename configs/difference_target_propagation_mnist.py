@@ -4,7 +4,7 @@
     python examples/energy_based.py --config=$C
 
 Expect a test accuracy of 98.08 ± 0.03 % over seeds 0 to 2 (98.09, 98.10, 98.05; with
---cfg.num_seeds=3), 4 minutes for the three on one core.
+--cfg.num_seeds=3), at most 4 minutes for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe

@@ -3,7 +3,8 @@
     C=configs/direct_feedback_alignment_fashion_mnist.py
     python examples/energy_based.py --config=$C
 
-Expect: to be measured.
+Expect a test accuracy of 88.20 % with seed 0, the only one measured, in at most 52 s on
+one core.
 """
 
 from examples.energy_based_recipes import recipe

@@ -2,7 +2,8 @@
 
     python examples/energy_based.py --config=configs/dual_propagation_digits.py
 
-Expect: to be measured.
+Expect a test accuracy of 96.94 ± 0.00 % over seeds 0 to 2 (96.94, 96.94, 96.94; with
+--cfg.num_seeds=3, all on the split of seed 0), at most 11 s for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe

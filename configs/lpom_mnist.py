@@ -3,7 +3,7 @@
     python examples/energy_based.py --config=configs/lpom_mnist.py
 
 Expect a test accuracy of 97.28 ± 0.11 % over seeds 0 to 2 (97.41, 97.22, 97.22; with
---cfg.num_seeds=3), 3 minutes for the three on one core.
+--cfg.num_seeds=3), at most 3 minutes for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe

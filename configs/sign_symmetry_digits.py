@@ -2,7 +2,8 @@
 
     python examples/energy_based.py --config=configs/sign_symmetry_digits.py
 
-Expect: to be measured.
+Expect a test accuracy of 97.04 ± 0.58 % over seeds 0 to 2 (97.50, 96.39, 97.22; with
+--cfg.num_seeds=3, all on the split of seed 0), at most 10 s for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe

@@ -3,7 +3,7 @@
     python examples/energy_based.py --config=configs/sign_symmetry_mnist.py
 
 Expect a test accuracy of 98.27 ± 0.06 % over seeds 0 to 2 (98.30, 98.20, 98.30; with
---cfg.num_seeds=3), 2 minutes for the three on one core.
+--cfg.num_seeds=3), at most 2 minutes for the three on one core.
 """
 
 from examples.energy_based_recipes import recipe
