@@ -40,7 +40,7 @@ PROGRAMS = {
             "--cfg.num_epochs=1",
             "--cfg.num_train=64",
             "--cfg.hidden=8",
-            "--cfg.rules=equilibrium_propagation,kolen_pollack,lpom,implicit",
+            "--cfg.rules=equilibrium_propagation,kolen_pollack,lpom",
             "--workdir={workdir}",
         ],
         r"equilibrium_propagation +\d+\.\d+",
