@@ -25,16 +25,10 @@ largest of 0.02, 0.05 and 0.1 at which the one-sided rule trains without noise o
 seeds.
 """
 
-from examples.energy_based_recipes import changed, recipe
+from examples.energy_based_recipes import state_noise
 from examples.energy_based_rules import Config
 
 
 def get_config() -> Config:
     """The configuration."""
-    return changed(
-        recipe("equilibrium_propagation", "digits"),
-        model={"activation": "shifted_sigmoid"},
-        learning={"beta": 0.1, "noise": 0.04},
-        optimizer={"name": "sgd", "learning_rates": (0.02,), "schedule": "constant"},
-        top={"batch_size": 20, "num_epochs": 20},
-    )
+    return state_noise("digits", num_epochs=20)

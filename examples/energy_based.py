@@ -122,8 +122,9 @@ def main(config: Config, run: Run) -> None:
             state, metrics = epoch(state, data.train)
             values = {name: float(np.mean(value)) for name, value in metrics.items()}
             if not np.isfinite(values["cost"]):
+                costs = np.atleast_1d(metrics["cost"]).tolist()
                 raise FloatingPointError(
-                    f"the cost is {values['cost']} in epoch {number + 1}; take a "
+                    f"the cost of each seed is {costs} in epoch {number + 1}; take a "
                     "smaller learning rate or nudge, or more sweeps."
                 )
             if config.num_validation:

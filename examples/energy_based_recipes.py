@@ -84,6 +84,22 @@ def recipe(rule: str, dataset: str) -> Config:
     )
 
 
+def state_noise(dataset: str, num_epochs: int) -> Config:
+    """Equilibrium propagation with states as noisy as those of an analog device.
+
+    Args:
+        dataset: digits, mnist or fashion_mnist.
+        num_epochs: passes over it.
+    """
+    return changed(
+        recipe("equilibrium_propagation", dataset),
+        model={"activation": "shifted_sigmoid"},  # analytic, for the holomorphic rule
+        learning={"beta": 0.1, "noise": 0.04},
+        optimizer={"name": "sgd", "learning_rates": (0.02,), "schedule": "constant"},
+        top={"batch_size": 20, "num_epochs": num_epochs},
+    )
+
+
 def changed(config: Config, **parts: dict[str, Any]) -> Config:
     """A configuration with some values of its parts replaced, `model={"hidden": ...}`.
 

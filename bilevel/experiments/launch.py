@@ -86,8 +86,8 @@ def launch(
     Raises:
       SystemExit: always. Code 0: `main` returned, or the run was finished before;
         1: the command line, the configuration or the folder is wrong, said in
-        one error message; 130: interrupted, where a program ends at once, without
-        Python's own end (see `_left`). What `main` raises is passed on.
+        one error message; 130: interrupted: the folder is closed, and the process ends
+        at once, without functions of `atexit`. What `main` raises is passed on.
 
     Example:
       ```
