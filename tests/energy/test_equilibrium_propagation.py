@@ -115,6 +115,7 @@ def test_orders_of_the_errors(name):
     for kind in kinds:
         errors = [relative_error(one[kind], exact) for one in found]
         slopes = np.diff(np.log(errors)) / np.diff(np.log(BETAS))
+        # The next order bends the line; a wrong order would be off by one.
         np.testing.assert_allclose(slopes[-1], ORDERS[kind], atol=0.1, err_msg=kind)
     if name == "convolutional":
         for one in found:
@@ -309,6 +310,7 @@ def test_cross_entropy():
     )
     errors = [relative_error(grads(beta), exact) for beta in BETAS]
     slopes = np.diff(np.log(errors)) / np.diff(np.log(BETAS))
+    # As above.
     np.testing.assert_allclose(slopes, 2, atol=0.1)
 
 
