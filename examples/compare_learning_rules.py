@@ -33,6 +33,7 @@ from bilevel.experiments import Run, progress
 from bilevel.experiments.config import field
 from examples import energy_based
 from examples.energy_based_diagnosis import diagnosis_of
+from examples.energy_based_optimizer import optimizer_of
 from examples.energy_based_rules import (
     ON_CHAINS,
     ON_ENERGIES,
@@ -40,7 +41,6 @@ from examples.energy_based_rules import (
     Learning,
     Model,
     Optimizer,
-    optimizer_of,
     rule_of,
 )
 

@@ -24,7 +24,8 @@ from bilevel import datasets, energy
 from bilevel.datasets import Examples, Splits
 from bilevel.experiments import Run, progress
 from examples.energy_based_diagnosis import diagnosis_of
-from examples.energy_based_rules import Config, optimizer_of, rule_of
+from examples.energy_based_optimizer import optimizer_of
+from examples.energy_based_rules import Config, rule_of
 
 
 class State(NamedTuple):

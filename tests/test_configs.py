@@ -34,7 +34,8 @@ def test_config_loads_and_an_energy_based_one_takes_a_step(path, monkeypatch):
     config = load_config(path).config
     if not hasattr(config, "learning"):
         return
-    from examples.energy_based_rules import optimizer_of, rule_of
+    from examples.energy_based_optimizer import optimizer_of
+    from examples.energy_based_rules import rule_of
 
     height, width = SHAPES[config.dataset]
     shape = (height, width, 1) if config.model.channels else (height * width,)

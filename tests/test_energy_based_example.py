@@ -22,12 +22,14 @@ def rules(monkeypatch):
 
 def trained(rules, rule, num_steps, **options):
     """Parameters before and after some steps of SGD or AdamW."""
+    from examples.energy_based_optimizer import optimizer_of
+
     config = rules.Config(
         model=rules.Model(hidden=(8, 6), activation="tanh"),
         learning=rules.Learning(rule=rule, cost="cross_entropy"),
         optimizer=rules.Optimizer(schedule="constant", **options),
     )
-    made, optimizer = rules.rule_of(config, 5), rules.optimizer_of(config, 10)
+    made, optimizer = rules.rule_of(config, 5), optimizer_of(config, 10)
     inputs, labels = jax.random.normal(jax.random.key(1), (4, 5)), jnp.arange(4)
     first = params = made.init(jax.random.key(0), inputs)
     memory = optimizer.init(params)

@@ -81,6 +81,7 @@ PROGRAMS = {
 # Parts of data_cleaning.py and energy_based.py.
 MODULES = {
     "energy_based_diagnosis.py",
+    "energy_based_optimizer.py",
     "energy_based_recipes.py",
     "energy_based_rules.py",
     "data_cleaning_models.py",
