@@ -11,10 +11,16 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Most of a test's time is compilation. CI tests once as here, and on its other versions
-# of Python as users compile: JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest
+# Most of a test's time is compilation, and most of that is spent by XLA's newer code
+# generator. CI tests once as here, and on its other versions of Python as users
+# compile: JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for programs that tests start
+    # jax 0.12 has the newer one only, and ends a process whose flag it does not know.
+    if jax.__version_info__[:2] == (0, 10):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}".strip()
 
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: the
 # tests that send one would wait in vain.

@@ -92,7 +92,7 @@ SHORT = ("binary_weights.py", "equilibrium_propagation.py")
 
 
 def run(name: str, arguments: list[str]) -> str:
-    # As a user has it: no setting of this test process.
+    # As a user has it, but compiled as in conftest.py.
     hidden = ("JAX_ENABLE_X64", "JAX_NUMPY_RANK_PROMOTION")
     env = {key: value for key, value in os.environ.items() if key not in hidden}
     done = subprocess.run(
@@ -184,8 +184,7 @@ def test_notebook_runs(name, num_figures):
         resources={"metadata": {"path": str(EXAMPLES)}},
     )
     inline = "module://matplotlib_inline.backend_inline"
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in conftest.py
-    client.execute(env={**quick, **os.environ, "MPLBACKEND": inline})
+    client.execute(env={**os.environ, "MPLBACKEND": inline})
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     said = "".join(out["text"] for out in outputs if out.get("name") == "stderr")
     # Without git, or with other versions than those of the lock, there are warnings.

@@ -121,7 +121,7 @@ def put_back_if_deleted(
     target = memory.put_back()
     try:
         _save_anew(target, step, state, seconds())
-    except checkpoint.CheckpointError:
+    except (checkpoint.CheckpointError, OSError):
         # A save that was under way is still busy there; its end may take minutes, so
         # that it is waited for only if need be.
         with contextlib.suppress(checkpoint.CheckpointError):

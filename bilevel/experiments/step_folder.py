@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,10 +134,20 @@ def remove_unsaved(directory: Path, mark: str | None) -> list[Path]:
         if mark is None or (
             record.is_file() and mark in record.read_text(errors="replace")
         ):
-            shutil.rmtree(one)
+            _remove(one)
         else:
             foreign.append(one)
     return foreign
+
+
+def _remove(folder: Path) -> None:
+    # A save that goes on in a folder that somebody deleted adds to it meanwhile.
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
+    shutil.rmtree(folder)
 
 
 def set_aside(directory: Path, after: int) -> None:

@@ -1,5 +1,6 @@
 """The folder of a run: what is written, what is kept on resume, what is refused."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -353,6 +355,27 @@ def test_half_deleted_step_is_no_obstacle(folder):
             run.save(2, state)
     with open_run(folder) as run:
         assert run.restore(state)[1] == 2
+
+
+def test_half_deleted_step_that_still_grows_is_removed(tmp_path):
+    """As where Orbax's threads go on with a save whose folder was deleted."""
+    step = tmp_path / "0"
+    step.mkdir()
+    until = time.monotonic() + 0.3
+
+    def grow():
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                step.mkdir(exist_ok=True)
+                (step / str(time.monotonic_ns())).touch()
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    while thread.is_alive():
+        assert step_folder.remove_unsaved(tmp_path, mark=None) == []
+    thread.join()
+    step_folder.remove_unsaved(tmp_path, mark=None)
+    assert not step.exists()
 
 
 @orbax_may_fail
