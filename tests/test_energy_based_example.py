@@ -78,6 +78,19 @@ def test_gradients_are_clipped(rules):
     assert float(moved) == pytest.approx(1e-3, rel=1e-4)
 
 
+def test_a_setting_that_the_rule_does_not_know_is_refused(rules):
+    def made(rule, **options):
+        own = rules.Learning(rule=rule, **options)
+        return rules.rule_of(rules.Config(learning=own), 5)
+
+    with pytest.raises(ValueError, match=r"noise=0\.04 has no effect on predictive"):
+        made("predictive_coding", noise=0.04)
+    with pytest.raises(ValueError, match="'positive' has no effect on lpom, only"):
+        made("lpom", nudging="positive")
+    assert made("equilibrium_propagation", noise=0.04, nudging="positive")
+    assert made("multi_pass_dual_propagation", original=True, damped=True)
+
+
 def test_neighbours_and_a_dense_layer_are_a_convolution(rules):
     images = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
     conv, dense = linen.Conv(4, (3, 3)), linen.Dense(4)

@@ -1,15 +1,18 @@
 """Any pull-back rule of the core as a learning rule."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from bilevel.argmin import argmin
+from bilevel.argmin import argmin, value_and_hypergradient
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import EnergyNetwork, State
 from bilevel.energy.relaxations.base import rms
 from bilevel.hypergradients import Hypergradient
-from bilevel.inner_solvers import InnerInfo, InnerSolver
+from bilevel.inner_solvers import InnerSolver
+from bilevel.problem import Batches, Problem
 from bilevel.trees import Tree
 
 _APART = 1e-2  # of the state; out of bounds it is of the order of 1
@@ -35,8 +38,9 @@ def by_hypergradient(
 
     Returns:
         A `LearningRule`; cost and accuracy are those of the hypergradient.
-        `aux.converged`: the forward solve has converged, and each unit's own response
-        is its state: not so where a solver went out of bounds.
+        `aux.converged`: the forward solve has converged, and the adjoint's, where the
+        rule has one; and each unit's own response is its state: not so where a solver
+        went out of bounds.
 
     Example:
         >>> from flax import linen
@@ -54,41 +58,43 @@ def by_hypergradient(
         >>> params = rule.init(jax.random.key(0), inputs)
         >>> (value, aux), grads = rule(params, inputs, labels)
     """
-    solve = argmin(
-        lambda state, params, inputs: network.energy(params, state, inputs),
-        inner_solver,
-        hypergradient,
-        on_untrustworthy="ignore",
-    )
+    energy = lambda state, params, inputs: network.energy(params, state, inputs)
+    solve = argmin(energy, inner_solver, hypergradient, on_untrustworthy="ignore")
 
-    def relaxed(params: Tree, inputs: jax.Array) -> tuple[State, InnerInfo]:
-        start = jax.lax.stop_gradient(network.start(params, inputs))
-        return solve(start, params, inputs)
+    def start(params: Tree, inputs: jax.Array) -> State:
+        return jax.lax.stop_gradient(network.start(params, inputs))
 
     def apply(params: Tree, inputs: jax.Array) -> jax.Array:
-        return network.outputs(params, relaxed(params, inputs)[0])
+        state, _ = solve(start(params, inputs), params, inputs)
+        return network.outputs(params, state)
+
+    def mean_cost(state: State, params: Tree, targets: jax.Array) -> Any:
+        outputs = network.outputs(params, state)
+        return jnp.mean(cost(outputs, targets)), outputs
+
+    evaluate = value_and_hypergradient(
+        Problem(energy, mean_cost, outer_has_aux=True),
+        inner_solver,
+        hypergradient,
+        certify=False,
+    )
 
     def value_and_grad(
         params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
     ) -> tuple[tuple[jax.Array, Aux], Tree]:
         del key
-
-        def mean_cost(params: Tree) -> tuple[jax.Array, Aux]:
-            state, info = relaxed(params, inputs)
-            outputs = network.outputs(params, state)
-            held = jax.lax.stop_gradient((params, state))
-            answer = network.respond(*held, inputs, {}, {})
-            apart = rms(jax.tree.leaves(jax.tree.map(jnp.subtract, answer, held[1])))
-            is_state = apart <= _APART * rms(jax.tree.leaves(held[1]))
-            count = sum(leaf.size for leaf in jax.tree.leaves(state))
-            aux = Aux(
-                outputs=outputs,
-                state=state,
-                free_residual=info.residual_norm / count**0.5,
-                converged=info.converged & is_state,
-            )
-            return jnp.mean(cost(outputs, targets)), aux
-
-        return jax.value_and_grad(mean_cost, has_aux=True)(params)
+        found = evaluate(start(params, inputs), params, Batches(inputs, targets))
+        state, info = found.inner, found.info
+        answer = network.respond(params, state, inputs, {}, {})
+        apart = rms(jax.tree.leaves(jax.tree.map(jnp.subtract, answer, state)))
+        is_state = apart <= _APART * rms(jax.tree.leaves(state))
+        count = sum(leaf.size for leaf in jax.tree.leaves(state))
+        aux = Aux(
+            outputs=found.aux,
+            state=state,
+            free_residual=info.inner.residual_norm / count**0.5,
+            converged=info.inner.converged & info.pullback.converged & is_state,
+        )
+        return (found.value, aux), found.gradient
 
     return LearningRule(name, network.init, apply, value_and_grad, network.project)

@@ -11,6 +11,7 @@ from bilevel.energy.analytic import require_analytic
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
+from bilevel.energy.nudges import are_bounded
 from bilevel.energy.relaxations import Relaxation
 from bilevel.trees import Tree
 
@@ -69,6 +70,9 @@ def contrastive(
             betas=betas,
         )
         aux = phases.report(outputs, first, pushed, tolerance)
+        if not clamped:
+            bounded = are_bounded(network, cost, betas)
+            aux = aux._replace(converged=jnp.logical_and(aux.converged, bounded))
         return (jnp.mean(cost(outputs, targets)), aux), grads
 
     return LearningRule(

@@ -48,8 +48,9 @@ def equilibrium_propagation(
             for beta -> 0: the phase need not converge.
         beta: nudge of each sample's cost.
         nudging: see above.
-        tolerance: `aux.converged` holds where the residuals of all phases are at most
-            this part of the nudge's response.
+        tolerance: `aux.converged` holds where the way that is left to all phases, as
+            their last residuals tell it, is at most this part of the nudge's
+            response. Not so for few sweeps on purpose.
 
     Returns:
         A `LearningRule`. Cost: T_free + 2 T_nudged (T_nudged unless centred) sweeps of
@@ -57,7 +58,8 @@ def equilibrium_propagation(
 
     Raises:
         ValueError: beta that is not positive and finite; a negative nudge under which
-            the output has no minimum.
+            the output by itself has no minimum. Where the whole has none the nudged
+            phase runs away, and `aux.converged` is False.
 
     Source: Scellier and Bengio 2017, arXiv:1602.05179 (positive, random); Laborieux et
     al. 2021, arXiv:2006.03824 (centred); Scellier et al. 2023, arXiv:2312.15103

@@ -11,6 +11,7 @@ from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import State
+from bilevel.energy.relaxations.base import rms
 from bilevel.trees import Tree
 
 
@@ -39,7 +40,9 @@ def incremental_predictive_coding(
         step_size: of the states.
 
     Returns:
-        A `LearningRule`. Cost: 1 g and 2 for each step.
+        A `LearningRule`. Inference does not settle, nor is it meant to: `aux.converged`
+        says that the energy was lower at the last step than at the first. It is not
+        where `step_size` is too large for the weights. Cost: 1 g and 2 for each step.
 
     Raises:
         ValueError: a rate, number or size that is not positive.
@@ -72,20 +75,32 @@ def incremental_predictive_coding(
             return phases.nudged_energy(network, cost, data, state)
 
         def step(carry: Any) -> Any:
-            moving, way, state = carry
-            grads, slopes = jax.grad(total, argnums=(0, 1))(moving, state)
+            moving, way, state, _ = carry
+            energy, (grads, slopes) = descent(moving, state)
             grads = trees.scale(1 / len(inputs), grads)
-            return (
+            new = (
                 trees.axpy(-rate, grads, moving),
                 trees.add(way, grads),
                 trees.axpy(-step_size, slopes, state),
             )
+            return *new, (energy, rms(jax.tree.leaves(slopes)))
 
+        descent = jax.value_and_grad(total, argnums=(0, 1))
         start = network.start(params, inputs)
-        first = (params, trees.zeros_like(params), start)
-        _, way, _ = iteration.iterate(step, first, num_steps=num_steps)
         outputs = network.outputs(params, start)
-        return (jnp.mean(cost(outputs, targets)), Aux(outputs, start)), way
+        value = jnp.mean(cost(outputs, targets))
+        none = (jnp.zeros_like(value), rms(jax.tree.leaves(trees.zeros_like(start))))
+        first = (params, trees.zeros_like(params), start, none)
+        _, way, state, last = iteration.iterate(step, first, num_steps=num_steps)
+        aux = Aux(
+            outputs=outputs,
+            state=start,
+            nudged_residual=last[1],
+            displacement=rms(jax.tree.leaves(trees.sub(state, start))),
+            # All energy is the cost's at first: the start is the forward pass.
+            converged=last[0] <= len(inputs) * value,
+        )
+        return (value, aux), way
 
     return LearningRule(
         "incremental_predictive_coding", chain.init, chain.apply, value_and_grad

@@ -24,9 +24,10 @@ class Aux(NamedTuple):
             sweep of the free phase changed.
         nudged_residual: the same of the nudged phases, the largest.
         displacement: root mean square of the nudged phases' distance from the free one.
-        converged: both residuals, and rounding, are small against the displacement of
-            every layer, so that it is the nudge's response that was measured. False for
-            NaN, and where a layer did not move.
+        converged: what is left of the way of each phase, estimated from its last
+            residuals, and rounding are small against the displacement of every layer,
+            so that it is the nudge's response that was measured. False for NaN, where
+            a layer did not move, and where a phase had less than three sweeps.
     """
 
     outputs: jax.Array

@@ -28,8 +28,8 @@ def lpom(
     E is 0 at the forward pass, so that one phase is enough: the update is the
     derivative of E at the states it relaxes to, (f(a_k) - s_k) s_{k-1}^T / beta, which
     has no f'. A sweep goes from the last layer to the first and gives each `num_inner`
-    proximal steps of size 1 / (1 + l_k), l_k = max(0, (|block_{k+1}|^2 - 1) / 2), which
-    do not increase E; the norms come from power iteration.
+    steps, 1 / (1 + l_k) of the way to its response, l_k = max(0, (|block_{k+1}|^2 - 1)
+    / 2), which do not increase E; the norms come from power iteration.
 
     Args:
         chain: the layers; the activation must have a potential.

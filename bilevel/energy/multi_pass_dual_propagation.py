@@ -60,10 +60,10 @@ def multi_pass_dual_propagation(
     dC/da_L at the *forward* outputs, whatever the cost and the pass. The gradient of
     block k is that of -<block_k(sbar_{k-1}), delta_k> / beta, states frozen.
 
-    One pass "backward" is `dual_propagation`, which costs less. More passes change
-    nothing for alpha 0 or 1 and where f is piecewise linear without a kink on the way,
-    otherwise the gradient by O(beta^2): schedules imitate hardware whose units are in
-    no order.
+    One pass "backward" is `dual_propagation`, which costs less. More of them change
+    nothing of DP-transpose with alpha 0 or 1, nor where f is piecewise linear without a
+    kink on the way, otherwise the gradient by O(beta^2); the original rule they make
+    worse unless it is damped. Schedules imitate hardware whose units are in no order.
 
     Args:
         network: a chain of blocks.

@@ -25,7 +25,7 @@ from bilevel.energy.networks.base import (
     state_gradient,
 )
 from bilevel.energy.relaxations import Relaxation, Relaxed
-from bilevel.energy.relaxations.base import rms
+from bilevel.energy.relaxations.base import rms, rounding
 from bilevel.trees import Tree
 
 
@@ -206,31 +206,29 @@ def report(outputs: jax.Array, free: Relaxed, nudged: Relaxed, tolerance: float)
         outputs: of the free phase.
         free: the free phase.
         nudged: the others, leaves `[P, B, ...]`.
-        tolerance: of the residuals and of rounding, relative to the response of the
-            layer that moved the least.
+        tolerance: of the way that is left to all phases, and of rounding, relative to
+            the response of the layer that moved the least.
     """
     moved = jax.tree.map(lambda x, y: jnp.abs(x - y[None]), nudged.state, free.state)
     layers = [rms(jax.tree.leaves(moved[key])) for key in keys_of(moved)]
-    nudged_residual = jnp.max(nudged.residual)
     # Of each layer: a nudge that has just arrived at one moves it little, and more is
     # to come. A NaN compares as False.
-    left = jnp.maximum(free.residual, nudged_residual)
-    left = jnp.maximum(left, _rounding(free.state))
+    left = jnp.maximum(still_left(free), jnp.max(still_left(nudged)))
+    left = jnp.maximum(left, rounding(jax.tree.leaves(free.state)))
     converged = left <= tolerance * jnp.min(jnp.stack(layers))
     return Aux(
         outputs=outputs,
         state=free.state,
         free_residual=free.residual,
-        nudged_residual=nudged_residual,
+        nudged_residual=jnp.max(nudged.residual),
         displacement=rms(jax.tree.leaves(moved)),
         converged=converged,
     )
 
 
-def _rounding(state: State) -> jax.Array:
-    """What a state may be off by rounding, root mean square."""
-    leaves = jax.tree.leaves(state)
-    return max(float(jnp.finfo(x.dtype).eps) for x in leaves) * rms(leaves)
+def still_left(found: Relaxed) -> jax.Array:
+    """The way to where a phase leads, at least that of its last sweep."""
+    return jnp.maximum(found.residual, found.distance)
 
 
 def report_from_forward(
@@ -238,7 +236,7 @@ def report_from_forward(
 ) -> Aux:
     """`report` of one phase from the forward pass, where the energy is least."""
     none = jnp.zeros_like(settled.residual)
-    free = Relaxed(start, none, jnp.zeros((), jnp.int32))
+    free = Relaxed(start, none, jnp.zeros((), jnp.int32), none)
     return report(outputs, free, jax.tree.map(lambda x: x[None], settled), tolerance)
 
 

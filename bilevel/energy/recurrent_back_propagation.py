@@ -39,7 +39,7 @@ def recurrent_back_propagation(
         free: solver of the state, which must converge.
         linear_solver: default `linear_solvers.cg()`.
         tolerance: `aux.converged` needs a free residual of at most this part of the
-            state, and an adjoint that was solved.
+            state, so the estimated way that is left, and an adjoint that was solved.
 
     Returns:
         A `LearningRule`; `aux.nudged_residual` is that of the adjoint. Cost: the free
@@ -91,7 +91,7 @@ def recurrent_back_propagation(
         (implicit,) = pull_params(_times(inverse, u))
         count = max(sum(x.size for x in jax.tree.leaves(state)), 1)
         size = trees.norm(state) / count**0.5
-        settled = found.residual <= tolerance * jnp.maximum(size, 1e-30)
+        settled = phases.still_left(found) <= tolerance * jnp.maximum(size, 1e-30)
         aux = Aux(
             outputs=outputs,
             state=state,

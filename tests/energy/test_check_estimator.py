@@ -1,11 +1,15 @@
 """The public check: it passes where it must, and fails where something is wrong."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
-from energy.networks import CLASSES, KEY, Dense, data, dense
+from energy.networks import CLASSES, KEY, Conv, Dense, data, dense
+from flax import linen
 
 from bilevel import energy
+from bilevel.energy import checks, networks
 
 COST = energy.squared_error()
 
@@ -24,17 +28,86 @@ def test_passes_for_a_hopfield_network():
     )
     assert found.passed, str(found)
     names = [check.name for check in found.checks]
-    assert len(names) == len(set(names)) == 11
+    assert len(names) == len(set(names)) == 12
     assert "holomorphic, 4 points" in names
     assert str(found).splitlines()[0].split() == ["identity", "expected", "found"]
 
 
-def test_passes_for_a_chain():
+def convolutional():
+    pool = lambda s: linen.avg_pool(s, (2, 2), (2, 2))
+    flat = lambda s: s.reshape(len(s), -1)
+    blocks = [[Conv(2, (3, 3)), pool], [flat, Dense(CLASSES)]]
+    return networks.hopfield(energy.feedforward(blocks, "tanh")), (3, 4, 4, 2)
+
+
+def recurrent():
+    edges = [
+        ("inputs", "hidden", Dense(6)),
+        ("hidden", "hidden", Dense(6)),
+        ("hidden", "out", Dense(CLASSES)),
+        ("inputs", "out", Dense(CLASSES)),  # a skip
+    ]
+    units = {"hidden": "tanh", "out": "identity"}
+    widths = {"hidden": (6,), "out": (CLASSES,)}
+    return networks.connected(widths, edges, "out", units), (3, 8)
+
+
+def resistive():
+    return networks.resistive([6, 5, CLASSES], gain=2.0), (3, 6)
+
+
+@pytest.mark.parametrize("make", [convolutional, recurrent, resistive])
+def test_passes_for_networks_of_every_kind(make):
+    """Danskin's equality, the bounds and the transient on them, too."""
+    network, shape = make()
+    inputs, labels = data(shape)
+    params = network.init(KEY, inputs)
+    if make is not resistive:
+        params = jax.tree.map(lambda x: 0.3 * x, params)
+    # Small for the diodes: no voltage may reach a bound between two of them.
+    betas = (2e-3, 1e-3, 5e-4) if make is resistive else (0.02, 0.01, 0.005)
+    found = energy.check_estimator(
+        network, COST, params, inputs, labels, steps=(3,), betas=betas
+    )
+    assert found.passed, str(found)
+    left_out = [c.name for c in found.checks if c.found.startswith("left out")]
+    assert left_out == (["holomorphic"] if make is resistive else [])
+
+
+def test_a_nudged_phase_that_runs_away_is_named():
+    """Of a lifted network, whose layers all move at once by their full responses."""
     chain, shape = dense(widths=(6,))
+    inputs, labels = data(shape)
+    network = networks.lifted(chain)
+    params = jax.tree.map(lambda x: 3 * x, network.init(KEY, inputs))
+    found = energy.check_estimator(network, COST, params, inputs, labels, steps=())
+    failed = [check.name for check in found.checks if not check.passed]
+    assert failed[0] == "the nudged phases settle: residual", str(found)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_passes_for_a_chain(activation):
+    chain, shape = dense(activation, widths=(6,))
     inputs, labels = data(shape)
     found = energy.check_estimator(chain, COST, halved(chain, inputs), inputs, labels)
     assert found.passed, str(found)
     assert len(found.checks) == 11
+    named = {check.name: check.found for check in found.checks}
+    is_exact = named["dual propagation, alpha 0"].startswith("exact")
+    assert is_exact == (activation == "relu")
+
+
+def test_orders_where_errors_vanish():
+    """Exact at the smaller betas: a kink was crossed at the first."""
+    order = functools.partial(checks.order, "", (0.02, 0.01, 0.005))
+    kink, never = order((0.1, 1e-14, 1e-15), 1), order((1e-14, 1e-14, 1e-15), 1)
+    assert kink.passed
+    assert kink.found.startswith("exact from 0.01")
+    assert never.passed
+    assert never.found.startswith("exact, ")
+    assert not order((0.1, 0.1, 1e-15), 1).passed
+    assert not order((0.4, 0.1, 0.025), 1).passed
+    assert order((0.4, 0.1, 0.025), 2).passed
 
 
 def test_fails_where_there_is_no_energy():

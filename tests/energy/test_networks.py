@@ -510,8 +510,11 @@ TWO = {"hidden": (4,), "out": (2,)}
             lambda: networks.hopfield(chain_of("gelu")),
             "hopfield: the activation 'gelu'",
         ),
-        (lambda: networks.hopfield(chain_of("tanh"), "silu"), "'silu' is not monotone"),
-        (lambda: networks.lifted(chain_of("gelu")), "lifted: the activation 'gelu' is"),
+        (
+            lambda: networks.hopfield(chain_of("tanh"), "silu"),
+            "'silu' has no poten",
+        ),
+        (lambda: networks.lifted(chain_of("gelu")), "lifted: the activation 'gelu'"),
         (
             lambda: networks.predictive(chain_of("tanh", (2,))),
             "predictive: expected a hidden layer, got 1 block",
@@ -540,7 +543,7 @@ TWO = {"hidden": (4,), "out": (2,)}
         ),
         (
             lambda: networks.connected(TWO, [], "out", "gelu"),
-            "connected: the activation 'gelu' is not monotone",
+            "connected: the activation 'gelu' has no potential",
         ),
         (
             lambda: networks.connected(TWO, [("inputs", "out", Dense(3))], "out").init(

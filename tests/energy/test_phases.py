@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen
 
-from bilevel import energy, hypergradients, inner_solvers
-from bilevel.energy import networks, relaxations
+from bilevel import energy, hypergradients, inner_solvers, linear_solvers
+from bilevel.energy import networks, phases, relaxations
+from bilevel.energy.relaxations.base import rms
 
 KEY = jax.random.key(0)
 COST = energy.squared_error()
@@ -42,6 +44,111 @@ def test_a_nudge_below_rounding_is_no_nudge(dtype, beta, expected):
     settle = relaxations.sweeps(60)
     rule = energy.equilibrium_propagation(network, COST, settle, beta=beta)
     assert bool(aux_of(rule, *args, dtype=dtype).converged) is expected
+
+
+def two_units(weight):
+    """E = |h|^2/2 + |o|^2/2 - <h, a> - <o, h w>: sweeps contract by w^2."""
+    chain = energy.feedforward([linen.Dense(1, param_dtype=float)] * 2, "identity")
+    values = [[0.8], [weight]]
+    params = [{"kernel": jnp.array([v]), "bias": jnp.array([0.1])} for v in values]
+    inputs = jnp.array([[0.7], [-0.4], [1.2]])
+    return networks.hopfield(chain), params, inputs, jnp.array([[1.0], [0.3], [-0.5]])
+
+
+@pytest.mark.parametrize("num_sweeps", [1, 15, 30, 100])
+def test_a_slow_relaxation_has_not_converged(num_sweeps):
+    """Its last sweep moves it by little, and a thousand of them by much."""
+    network, *args = two_units(0.98**0.5)
+    settled, few = relaxations.sweeps(4000), relaxations.sweeps(num_sweeps)
+    make = energy.equilibrium_propagation
+    assert aux_of(make(network, COST, settled, beta=1e-3), *args).converged
+    for free in (settled, few):
+        aux = aux_of(make(network, COST, free, few, beta=1e-3), *args)
+        assert not aux.converged
+    if num_sweeps >= 30:
+        assert aux.nudged_residual < 0.1 * aux.displacement
+
+
+@pytest.mark.parametrize("name", ["sweeps", "swinging", "damped", "gradient", "rtol"])
+def test_distance_is_that_to_the_fixed_point(name):
+    """Linear, of one rate, which the last residuals have."""
+    network, params, inputs, _ = two_units(0.9**0.5)
+    solver = {
+        "sweeps": relaxations.sweeps(40),
+        "swinging": relaxations.sweeps(80, order="synchronous"),
+        "damped": relaxations.sweeps(90, order="synchronous", step_size=0.5),
+        "gradient": relaxations.gradient(optax.sgd(0.5), 90),
+        "rtol": relaxations.sweeps(1000, rtol=1e-3),
+    }[name]
+    relaxed = jax.jit(
+        lambda solver: phases.relax_free(network, solver, params, inputs),
+        static_argnums=0,
+    )
+    found, exact = relaxed(solver), relaxed(relaxations.sweeps(4000)).state
+    gaps = jax.tree.map(jnp.subtract, found.state, exact)
+    assert float(found.distance) == pytest.approx(
+        float(rms(jax.tree.leaves(gaps))), rel=0.02
+    )
+    if name != "swinging":  # to both sides of where it leads
+        assert float(found.distance) > 1.5 * float(found.residual)
+
+
+@pytest.mark.parametrize("nudging", ["negative", "centred"])
+def test_a_nudge_that_the_whole_network_cannot_bear(nudging):
+    """1 - w^2 < beta < 1: bounded below in each unit, but not in both."""
+    network, *args = two_units(0.1005**0.5)
+    free, nudged = relaxations.sweeps(200), relaxations.sweeps(30)
+    make = energy.equilibrium_propagation
+    rule = make(network, COST, free, nudged, beta=0.9, nudging=nudging)
+    assert not aux_of(rule, *args).converged
+
+
+def test_a_negative_nudge_beyond_the_curvature_of_an_energy():
+    """Of 1, while 2 is given, which the size of a step needs."""
+    network = networks.from_energy(
+        lambda params, s, u: jnp.sum(s[0] ** 2 / 2 - s[0] * (u @ params)),
+        init=lambda key, u: jax.random.normal(key, (5, 3)),
+        start=lambda params, u: [jnp.zeros((len(u), 3))],
+        output=0,
+        curvature=2.0,
+    )
+    inputs, labels = jax.random.normal(KEY, (4, 5)), jnp.arange(4) % 3
+    free, nudged = relaxations.sweeps(100), relaxations.sweeps(30)
+    make = energy.equilibrium_propagation
+    for beta, expected in ((0.5, True), (1.05, False)):
+        rule = make(network, COST, free, nudged, beta=beta, tolerance=0.2)
+        aux = aux_of(rule, network.init(KEY, inputs), inputs, labels)
+        assert bool(aux.converged) is expected
+
+
+def test_a_nudge_in_an_array_is_checked_where_its_value_is_known():
+    network, *args = hopfield("tanh", 8, 2)
+    settle = relaxations.sweeps(60)
+    make = energy.equilibrium_propagation
+    for beta in (jnp.array(0.0), jnp.float32(-0.1), jnp.array([0.1, jnp.nan])):
+        with pytest.raises(ValueError, match="beta must be positive and finite"):
+            make(network, COST, settle, beta=beta)
+    with pytest.raises(ValueError, match="Expected beta < 1"):
+        make(network, COST, settle, beta=jnp.array(2.0))
+
+    @jax.jit
+    def converged(beta):
+        rule = make(network, COST, settle, beta=beta)
+        return rule.value_and_grad(*args, None)[0][1].converged
+
+    assert converged(0.5)
+    assert not converged(2.0)  # at a saddle, where nothing moves
+
+
+def test_an_adjoint_that_was_not_solved_has_not_converged():
+    network, *args = hopfield("tanh", 8, 2, scale=0.8)
+    solver = energy.state_solver(network, max_steps=300)
+    for max_steps, expected in ((1, False), (100, True)):
+        linear = linear_solvers.normal_cg(max_steps=max_steps)
+        rule = energy.by_hypergradient(
+            "implicit", network, COST, solver, hypergradients.implicit(linear)
+        )
+        assert bool(aux_of(rule, *args).converged) is expected
 
 
 @pytest.mark.parametrize(("num_sweeps", "expected"), [(3, False), (40, True)])

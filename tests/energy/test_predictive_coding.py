@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from energy.networks import CLASSES, KEY, Dense, data, relative_error
+from energy.networks import CLASSES, KEY, Dense, data, dense, relative_error
 
 from bilevel import energy
 from bilevel.energy import networks, phases
@@ -146,6 +146,18 @@ def test_lpom_with_clamped_outputs_weights_the_slope_of_the_cost():
     make = lambda beta: energy.lpom(CHAIN, COST, beta=beta, num_sweeps=60, num_inner=1)
     np.testing.assert_allclose(slopes(make, limit), 1, atol=0.1)
     assert relative_error(limit, gradient(energy.back_propagation(CHAIN, COST))) > 0.1
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.5, True), (4.0, False)])
+def test_incremental_predictive_coding_says_whether_it_descends(scale, expected):
+    chain, shape = dense(widths=(6, 5))
+    inputs, labels = data(shape)
+    params = jax.tree.map(lambda x: scale * x, chain.init(KEY, inputs))
+    rule = energy.incremental_predictive_coding(chain, COST)
+    (_, aux), _ = jax.jit(rule.value_and_grad)(params, inputs, labels, None)
+    assert bool(aux.converged) is expected
+    if expected:
+        assert 0 < float(aux.displacement) < 1
 
 
 def test_lpom_does_not_increase_its_energy():

@@ -50,8 +50,8 @@ class EnergyNetwork(NamedTuple):
         output_key: the entry of the state that the outputs are; None: a function of it.
         stiff: `respond` takes a stiffness of the output, whose nudge is then solved
             exactly.
-        output_curvature: c, where E has c |s|^2 / 2 in the output: the nudge with
-            -beta of a squared error is bounded below for beta < c only. None: not
+        output_curvature: c, where E has c |s|^2 / 2 in the output, or less: the nudge
+            with -beta of a squared error is bounded below for beta < c only. None: not
             known.
         holomorphic: `respond` and `coupling` are analytic in the state.
         project: `params -> params`, back to where the energy makes sense; apply it
@@ -161,8 +161,9 @@ def require_potential(name: str, one: Activation) -> None:
     """Raises `ValueError` for an activation that is no argmin."""
     if one.potential is None or one.conjugate is None:
         raise ValueError(
-            f"{name}: the activation {one.name!r} is not monotone, so that no energy "
-            "has it as its response. Take one with a potential (tanh, relu, sigmoid)."
+            f"{name}: the activation {one.name!r} has no potential and conjugate (one "
+            "that is not monotone can have none), so that no energy has it as its "
+            "response. Take one with both (tanh, relu, sigmoid)."
         )
 
 

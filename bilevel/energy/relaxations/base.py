@@ -22,11 +22,15 @@ class Relaxed(NamedTuple):
         residual: `[]`, the root mean square, over units and examples, of the way that
             was left to each layer's minimiser in the last sweep.
         num_steps: `[]` int32.
+        distance: `[]`, to where the sweeps lead, estimated: the movement of the last
+            two times rate / (1 - rate), their rate that of the residuals. Infinite
+            where these do not shrink, or there are less than three.
     """
 
     state: State
     residual: jax.Array
     num_steps: jax.Array
+    distance: jax.Array
 
 
 class Relaxation(NamedTuple):
@@ -44,6 +48,18 @@ class Relaxation(NamedTuple):
     noise: float = 0.0
 
 
+class Seen(NamedTuple):
+    """What a solver's progress is measured by, from what its steps carry.
+
+    Attributes:
+        left: `(before, after) -> []`, the residual of a step.
+        state: `carry -> State`.
+    """
+
+    left: Callable[[Any, Any], jax.Array]
+    state: Callable[[Any], State] = lambda carry: carry
+
+
 def carried(
     step: Callable[[Any, Any], Any],
     left: Callable[[Any, Any], jax.Array],
@@ -52,58 +68,100 @@ def carried(
     rtol: float | None,
 ) -> tuple[Relaxed, Any]:
     """Runs a solver that carries a memory beside the state; returns both."""
-    if rtol is None:
-        found = budget(step, left, carry, None, num_steps)
-    else:
-        size = lambda carry: rms(jax.tree.leaves(carry[0]))
-        found = until(step, left, size, carry, None, num_steps, rtol)
+    found = run(step, Seen(left, lambda carry: carry[0]), carry, None, num_steps, rtol)
     state, memory = found.state
     return found._replace(state=state), memory
 
 
-def budget(
+def run(
     step: Callable[[Any, Any], Any],
-    left: Callable[[Any, Any], jax.Array],
-    state: Any,
+    seen: Seen,
+    carry: Any,
     key: jax.Array | None,
     num_steps: int,
+    rtol: float | None,
 ) -> Relaxed:
-    """Exactly `num_steps` steps; differentiable in both modes."""
+    """Exactly `num_steps` steps; with `rtol` until the residual is small, at most.
 
-    def body(carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-        state, number = carry
-        return step(state, _fold(key, number)), number + 1
+    Without `rtol` it is differentiable in both modes.
 
-    start = (state, jnp.zeros((), jnp.int32))
-    before, number = iterate(body, start, num_steps=num_steps - 1)
-    after, number = body((before, number))
-    return Relaxed(after, left(before, after), number)
+    Args:
+        step: `(carry, key) -> carry`.
+        seen: how far it has come.
+        carry: to begin with.
+        key: of the noise, or None.
+        num_steps: steps.
+        rtol: of the residual, relative to the size of the state.
+    """
+    infinite = jnp.full_like(_size(seen, carry), jnp.inf)
+    zero = jnp.zeros((), jnp.int32)
+
+    def numbered(now: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        carry, number = now
+        return step(carry, _fold(key, number)), number + 1
+
+    def measured(now: _Measured) -> _Measured:
+        after, number = numbered((now.carry, now.number))
+        old, new = jax.lax.stop_gradient((now.carry, after))  # a root of 0 has no slope
+        gaps = jax.tree.map(jnp.subtract, seen.state(new), now.before)
+        return _Measured(
+            carry=after,
+            before=seen.state(old),
+            number=number,
+            residuals=(seen.left(old, new), *now.residuals[:2]),
+            movement=rms(_leaves(gaps)),
+        )
+
+    def done(now: _Measured) -> jax.Array:
+        return ~(now.residuals[0] > (rtol or 0.0) * _size(seen, now.carry))
+
+    def unknown(carry: Any, number: jax.Array) -> _Measured:
+        before = jax.lax.stop_gradient(seen.state(carry))
+        none = (infinite, infinite, infinite)
+        return _Measured(carry, before, number, none, infinite)
+
+    if rtol is None:  # only the last three are measured
+        first = iterate(numbered, (carry, zero), num_steps=max(num_steps - 3, 0))
+        last = iterate(measured, unknown(*first), num_steps=min(num_steps, 3))
+    else:
+        start = unknown(carry, zero)
+        last, _ = iterate_until(measured, start, done, max_steps=num_steps)
+    return Relaxed(last.carry, last.residuals[0], last.number, _distance(seen, last))
 
 
-def until(
-    step: Callable[[Any, Any], Any],
-    left: Callable[[Any, Any], jax.Array],
-    size: Callable[[Any], jax.Array],
-    state: Any,
-    key: jax.Array | None,
-    num_steps: int,
-    rtol: float,
-) -> Relaxed:
-    """Until `left` is at most rtol times `size`, at most `num_steps` steps."""
+class _Measured(NamedTuple):
+    """After a step: also the state before it, three residuals, two steps' movement."""
 
-    def body(carry: Any) -> Any:
-        state, _, number = carry
-        new = step(state, _fold(key, number))
-        return new, left(state, new), number + 1
+    carry: Any
+    before: State
+    number: jax.Array
+    residuals: tuple[jax.Array, jax.Array, jax.Array]
+    movement: jax.Array
 
-    def done(carry: Any) -> jax.Array:
-        state, residual, _ = carry
-        return ~(residual > rtol * size(state))
 
-    infinite = jnp.full_like(size(state), jnp.inf)
-    start = (state, infinite, jnp.zeros((), jnp.int32))
-    (state, residual, number), _ = iterate_until(body, start, done, max_steps=num_steps)
-    return Relaxed(state, residual, number)
+def _distance(seen: Seen, last: _Measured) -> jax.Array:
+    """Of two steps in one: their rate is positive where a state swings, too."""
+    last = jax.lax.stop_gradient(last)
+    residual, _, oldest = last.residuals
+    rate = residual / oldest
+    is_known = (rate < 1) & jnp.isfinite(oldest)
+    apart = last.movement * rate / jnp.where(is_known, 1 - rate, 1)
+    # Where nothing but rounding moves the state, its rate says nothing.
+    is_rounding = residual <= 8 * rounding(_leaves(seen.state(last.carry)))
+    return jnp.where(is_rounding, residual, jnp.where(is_known, apart, jnp.inf))
+
+
+def _leaves(state: State) -> list[jax.Array]:
+    return jax.tree.leaves(state)
+
+
+def _size(seen: Seen, carry: Any) -> jax.Array:
+    return rms(_leaves(seen.state(carry)))
+
+
+def rounding(leaves: list[jax.Array]) -> jax.Array:
+    """What a state may be off by rounding, root mean square, `[]`."""
+    return max(float(jnp.finfo(x.dtype).eps) for x in leaves) * rms(leaves)
 
 
 def rms(leaves: list[jax.Array]) -> jax.Array:

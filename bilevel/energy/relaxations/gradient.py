@@ -26,7 +26,8 @@ def gradient(
     """Descends the energy in all layers at once, by any optax optimiser.
 
     The gradient is s - respond(s), which is dE/ds where the energy's curvature in each
-    layer by itself is 1 and nothing is bounded, as in predictive coding.
+    layer by itself is 1 and nothing is bounded, as in predictive coding. Units with
+    bounds may leave them, by momentum: then a residual stays.
 
     Args:
         optimizer: of the states; its momentum starts at zero in every phase.

@@ -12,10 +12,10 @@ from bilevel.energy.relaxations.base import (
     Map,
     Relaxation,
     Relaxed,
-    budget,
+    Seen,
     check,
     rms,
-    until,
+    run,
 )
 
 Order: TypeAlias = str | Sequence[Sequence[Any]]
@@ -54,7 +54,8 @@ def sweeps(
         order: "synchronous"; "even_odd", "odd_even" (layers 2, 4, ... before or after
             1, 3, ...); "forward", "backward" (one layer after another from the inputs
             up, or down); "forward_backward" (up and down again in one sweep); or groups
-            of keys.
+            of keys. Where layers have names and no numbers, they count in alphabetical
+            order: give groups for the network's own.
         step_size: in (0, 1], one for all or one for each layer.
         rtol: stop where a sweep moves the state by at most rtol times its size.
         noise: sigma of Gaussian noise, drawn at every update and added to what drives
@@ -122,10 +123,7 @@ def damped_sweeps(
             """The last sweep's movement, as if the step size had been 1."""
             return rms([(after[k] - before[k]) / part[k] for k in keys])
 
-        if rtol is None:
-            return budget(sweep, left, state, key, num_steps)
-        size = lambda state: rms(jax.tree.leaves(state))
-        return until(sweep, left, size, state, key, num_steps, rtol)
+        return run(sweep, Seen(left), state, key, num_steps, rtol)
 
     return Relaxation("sweeps", solve, noise)
 
