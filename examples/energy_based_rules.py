@@ -60,12 +60,19 @@ class Learning:
     )
     beta: float = field(0.2, help="nudge of each sample", minimum=0.0)
     alpha: float = field(0.5, help="of dual propagation")
+    original: bool = field(False, help="dual propagation of 2023, not DP-transpose")
+    damped: bool = field(False, help="the original, stable in several passes")
+    passes: Literal[
+        "backward", "forward", "forward_backward", "odd_even", "even_odd"
+    ] = field("backward", help="of dual propagation in several passes")
     nudging: Literal["positive", "negative", "random", "centred"] = field(
-        "centred", help="phases of contrastive rules"
+        "centred", help="phases of equilibrium propagation, coupled learning"
     )
     num_points: int = field(4, help="of the holomorphic rule", minimum=2)
     free_steps: int = field(15, help="sweeps of the free phase", minimum=1)
-    nudged_steps: int = field(15, help="sweeps of the nudged phase", minimum=1)
+    nudged_steps: int = field(
+        15, help="sweeps of the nudged phase, steps of inference, passes", minimum=1
+    )
     order: str = field("even_odd", help="of a sweep")
     step_size: float = field(0.1, help="of predictive coding's states", minimum=0.0)
     momentum: float = field(0.0, help="of predictive coding's states", minimum=0.0)
@@ -92,7 +99,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """The settings; chosen on validation accuracy."""
+    """The settings."""
 
     dataset: Literal["digits", "mnist", "fashion_mnist"] = field(
         "digits", help="digits are embedded"
@@ -167,9 +174,22 @@ def cost_of(config: Config) -> energy.Cost:
 def rule_of(config: Config, num_inputs: int) -> energy.LearningRule:
     """The learning rule, with what it needs of the settings."""
     own, cost = config.learning, cost_of(config)
+    _check_used(own)
     if own.rule in ON_CHAINS:
         return ON_CHAINS[own.rule](chain_of(config.model), cost, own)
     return ON_ENERGIES[own.rule](network_of(config, num_inputs), cost, own)
+
+
+def _check_used(own: Learning) -> None:
+    """A setting that its rule does not know would be set in vain, without a word."""
+    default = Learning()
+    for name, rules in USED_BY.items():
+        if own.rule not in rules and getattr(own, name) != getattr(default, name):
+            raise ValueError(
+                f"learning.{name}={getattr(own, name)!r} has no effect on {own.rule}, "
+                f"only on {', '.join(sorted(rules))}; leave it out, or take one of "
+                "these rules."
+            )
 
 
 def free(own: Learning) -> energy.Relaxation:
@@ -188,6 +208,25 @@ def descent(own: Learning) -> energy.Relaxation:
     return relaxations.gradient(optimizer, own.nudged_steps)
 
 
+_SWEPT = {
+    "contrastive_hebbian_learning",
+    "coupled_learning",
+    "equilibrium_propagation",
+    "holomorphic_equilibrium_propagation",
+    "recurrent_back_propagation",
+}
+# Settings that say what is done, not only how much, and the rules that know them.
+USED_BY: dict[str, set[str]] = {
+    "original": {"dual_propagation", "multi_pass_dual_propagation"},
+    "damped": {"multi_pass_dual_propagation"},
+    "passes": {"multi_pass_dual_propagation"},
+    "nudging": {"coupled_learning", "equilibrium_propagation"},
+    "num_points": {"holomorphic_equilibrium_propagation"},
+    "order": {*_SWEPT, "implicit"},
+    "momentum": {"predictive_coding"},
+    "noise": _SWEPT,
+}
+
 Make = Callable[[Any, energy.Cost, Learning], energy.LearningRule]
 
 # Rules that train a feed-forward chain.
@@ -202,11 +241,18 @@ ON_CHAINS: dict[str, Make] = {
     "sign_symmetry": lambda chain, cost, own: energy.sign_symmetry(chain, cost),
     "kolen_pollack": lambda chain, cost, own: energy.kolen_pollack(chain, cost),
     "dual_propagation": lambda chain, cost, own: energy.dual_propagation(
-        chain, cost, alpha=own.alpha, beta=own.beta
+        chain, cost, alpha=own.alpha, beta=own.beta, original=own.original
     ),
     "multi_pass_dual_propagation": lambda chain, cost, own: (
         energy.multi_pass_dual_propagation(
-            chain, cost, alpha=own.alpha, beta=own.beta, num_passes=own.nudged_steps
+            chain,
+            cost,
+            alpha=own.alpha,
+            beta=own.beta,
+            order=own.passes,
+            num_passes=own.nudged_steps,
+            original=own.original,
+            damped=own.damped,
         )
     ),
     "fenchel_back_propagation": lambda chain, cost, own: (
@@ -236,7 +282,12 @@ ON_ENERGIES: dict[str, Make] = {
         energy.contrastive_hebbian_learning(network, cost, free(own), nudged(own))
     ),
     "coupled_learning": lambda network, cost, own: energy.coupled_learning(
-        network, cost, free(own), nudged(own), beta=own.beta
+        network,
+        cost,
+        free(own),
+        nudged(own),
+        beta=own.beta,
+        nudging=own.nudging,  # pyright: ignore[reportArgumentType]  # no "random"
     ),
     "equilibrium_propagation": lambda network, cost, own: (
         energy.equilibrium_propagation(
