@@ -17,7 +17,6 @@ from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.holomorphic_equilibrium_propagation import (
     holomorphic_equilibrium_propagation,
 )
-from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork, replaced
 from bilevel.energy.recurrent_back_propagation import recurrent_back_propagation
 from bilevel.energy.relaxations import Relaxation
@@ -144,20 +143,25 @@ def _energy_checks(
     (value, aux), exact = gradient(implicit)
     assert aux.free_residual is not None
 
-    def errors(make: Callable[[Any], LearningRule], scale: float = 1) -> list[float]:
-        grads = jax.jit(lambda beta: make(beta).value_and_grad(*data, None)[1])
-        return [close_to(grads(scale * beta), exact) for beta in betas]
+    # One program for each rule, whatever its nudge.
+    compiled: Any = lambda make: jax.jit(
+        lambda beta: make(beta).value_and_grad(*data, None)
+    )
+
+    def errors(rule: Any, scale: float = 1) -> list[float]:
+        return [close_to(rule(scale * beta)[1], exact) for beta in betas]
 
     # From where the free phase has settled it takes one sweep: less to compile.
     assert aux.state is not None
     there = network._replace(start=lambda params, inputs: aux.state)
     one = relaxations.sweeps(1, order="synchronous")
-    nudge: Any = lambda nudging: (
+    nudge: Any = lambda nudging: compiled(
         lambda beta: equilibrium_propagation(
             there, cost, one, settle, beta=beta, nudging=nudging
         )
     )
-    (_, pushed), centred = gradient(nudge("centred")(betas[0]))
+    positive, both = nudge("positive"), nudge("centred")
+    (_, pushed), centred = both(betas[0])
     assert pushed.nudged_residual is not None
     found = [
         close("the free phase settles: residual", float(aux.free_residual), 1e-10),
@@ -169,13 +173,13 @@ def _energy_checks(
             _slope_error(_cost_at(network, cost, data, settle), data.params, exact),
             1e-5,
         ),
-        order("equilibrium propagation, positive", betas, errors(nudge("positive")), 1),
+        order("equilibrium propagation, positive", betas, errors(positive), 1),
         order("equilibrium propagation, negative", betas, errors(nudge("negative")), 1),
-        order("equilibrium propagation, centred", betas, errors(nudge("centred")), 2),
+        order("equilibrium propagation, centred", betas, errors(both), 2),
     ]
     plain = not not_analytic(network, data.params, aux.state, data.inputs)
     if network.holomorphic and cost.holomorphic and plain:
-        circle: Any = lambda num: (
+        circle: Any = lambda num: compiled(
             lambda beta: holomorphic_equilibrium_propagation(
                 there, cost, one, settle, beta=beta, num_points=num
             )
@@ -188,13 +192,14 @@ def _energy_checks(
                 4,
             )
         )
-        _, two = gradient(circle(2)(betas[0]))
+        _, two = circle(2)(betas[0])
         found.append(
             close("holomorphic, 2 points = centred", close_to(two, centred), 1e-10)
         )
     else:
         found.append(left_out("holomorphic", "the energy or the cost is not analytic"))
-    found += _value_function(network, cost, data, settle, betas[0], value)
+    pushed_by = betas[0], positive(betas[0])[1]
+    found += _value_function(network, cost, data, settle, pushed_by, value)
     found += [
         close(
             f"{k} nudged sweeps = {k} steps of back-propagation",
@@ -234,7 +239,7 @@ def _slope_error(
     """The relative error of <grads, d>, d random, against central differences."""
     direction = _direction(params)
     step = 1e-4 / float(trees.norm(direction))
-    at = jax.jit(lambda h: function(trees.axpy(h, direction, params)))
+    at = lambda h: function(trees.axpy(h, direction, params))
     slope = float(8 * (at(step) - at(-step)) - at(2 * step) + at(-2 * step))
     slope /= 12 * step
     return abs(float(trees.dot(grads, direction)) - slope) / max(abs(slope), 1e-30)
@@ -247,7 +252,7 @@ def _cost_at(
         found = phases.relax_free(network, settle, params, data.inputs)
         return jnp.mean(cost(network.outputs(params, found.state), data.targets))
 
-    return at
+    return jax.jit(at)
 
 
 def _value_function(
@@ -255,11 +260,13 @@ def _value_function(
     cost: Cost,
     data: phases.Data,
     settle: Relaxation,
-    beta: float,
+    positive: tuple[float, Tree],
     value: jax.Array,
 ) -> list[Check]:
-    """Danskin's equality, and the bounds on the cost."""
+    """Danskin's equality, for a nudge and its estimate, and the bounds on the cost."""
+    beta, grads = positive
 
+    @jax.jit
     def least(params: Tree, beta: float) -> jax.Array:
         """V_beta, the mean over examples."""
         now = data._replace(params=params)
@@ -269,8 +276,6 @@ def _value_function(
         return total / len(data.inputs)
 
     forward = lambda params: (least(params, beta) - least(params, 0.0)) / beta
-    rule = equilibrium_propagation(network, cost, settle, beta=beta, nudging="positive")
-    _, grads = jax.jit(rule.value_and_grad)(*data, None)
     low = float(forward(data.params))
     high = float((least(data.params, 0.0) - least(data.params, -beta)) / beta)
     slack = 1e-9 * abs(float(value))

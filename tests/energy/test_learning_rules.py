@@ -36,12 +36,13 @@ def test_contract(name):
     counted(params, inputs, labels, None)
     (value, aux), grads = counted(params, inputs, labels, None)
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
-    np.testing.assert_allclose(aux.outputs, rule.apply(params, inputs), rtol=1e-12)
+    outputs = jax.jit(rule.apply)(params, inputs)
+    np.testing.assert_allclose(aux.outputs, outputs, rtol=1e-12)
     assert float(value) == pytest.approx(float(COST.value(aux.outputs, labels).mean()))
 
     seeds = jax.random.split(KEY, 2)
     stacked = jax.vmap(lambda key: rule.init(key, inputs))(seeds)
-    several = jax.vmap(rule.value_and_grad, in_axes=(0, None, None, None))
+    several = jax.jit(jax.vmap(rule.value_and_grad, in_axes=(0, None, None, None)))
     _, batched = several(stacked, inputs, labels, None)
     for seed in range(2):
         own = jax.tree.map(lambda x, seed=seed: x[seed], stacked)
@@ -58,7 +59,8 @@ def test_convolutions_and_pooling(name):
     params = rule.init(KEY, inputs)
     (_, aux), grads = jax.jit(rule.value_and_grad)(params, inputs, labels, None)
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
-    np.testing.assert_allclose(aux.outputs, rule.apply(params, inputs), rtol=1e-12)
+    outputs = jax.jit(rule.apply)(params, inputs)
+    np.testing.assert_allclose(aux.outputs, outputs, rtol=1e-12)
     chex.assert_tree_all_finite(grads)
 
 

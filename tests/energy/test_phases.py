@@ -55,7 +55,7 @@ def two_units(weight):
     return networks.hopfield(chain), params, inputs, jnp.array([[1.0], [0.3], [-0.5]])
 
 
-@pytest.mark.parametrize("num_sweeps", [1, 15, 30, 100])
+@pytest.mark.parametrize("num_sweeps", [1, 30])
 def test_a_slow_relaxation_has_not_converged(num_sweeps):
     """Its last sweep moves it by little, and a thousand of them by much."""
     network, *args = two_units(0.98**0.5)
@@ -65,7 +65,7 @@ def test_a_slow_relaxation_has_not_converged(num_sweeps):
     for free in (settled, few):
         aux = aux_of(make(network, COST, free, few, beta=1e-3), *args)
         assert not aux.converged
-    if num_sweeps >= 30:
+    if num_sweeps > 1:
         assert aux.nudged_residual < 0.1 * aux.displacement
 
 
