@@ -82,7 +82,9 @@ def test_a_nudged_phase_that_runs_away_is_named():
     params = jax.tree.map(lambda x: 3 * x, network.init(KEY, inputs))
     found = energy.check_estimator(network, COST, params, inputs, labels, steps=())
     failed = [check.name for check in found.checks if not check.passed]
-    assert failed[0] == "the nudged phases settle: residual", str(found)
+    # The free phase starts where it should end; whether rounding drives it away depends
+    # on the version.
+    assert "the nudged phases settle: residual" in failed, str(found)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
