@@ -138,9 +138,8 @@ def _energy_checks(
     betas: Sequence[float],
     steps: Sequence[int],
 ) -> list[Check]:
-    gradient = lambda rule: jax.jit(rule.value_and_grad)(*data, None)
     implicit = recurrent_back_propagation(network, cost, settle)
-    (value, aux), exact = gradient(implicit)
+    (value, aux), exact = jax.jit(implicit.value_and_grad)(*data, None)
     assert aux.free_residual is not None
 
     # One program for each rule, whatever its nudge.
@@ -203,13 +202,13 @@ def _energy_checks(
     found += [
         close(
             f"{k} nudged sweeps = {k} steps of back-propagation",
-            _transient(network, cost, data, settle, k),
+            _transient(there, cost, data, k),
             1e-3,
         )
         for k in steps
     ]
     if network.output_key is not None and _is_free(network, data, aux.state):
-        found.append(_coupled(network, cost, data, settle, betas))
+        found.append(_coupled(there, cost, data, settle, betas, aux.state))
     else:
         found.append(
             left_out("coupled learning", "no entry of its own, or one at a bound")
@@ -295,12 +294,8 @@ def _value_function(
     ]
 
 
-def _transient(
-    network: EnergyNetwork, cost: Cost, data: phases.Data, settle: Relaxation, k: int
-) -> float:
-    """Both from the same settled state, with synchronous sweeps."""
-    state = phases.relax_free(network, settle, data.params, data.inputs).state
-    settled = network._replace(start=lambda params, inputs: state)
+def _transient(settled: EnergyNetwork, cost: Cost, data: phases.Data, k: int) -> float:
+    """Both from where the network starts, which is settled, in synchronous sweeps."""
     one = relaxations.sweeps(1, order="synchronous")
     few = relaxations.sweeps(k, order="synchronous")
     # The nudge must not be solved exactly: each sweep takes the slope at its start.
@@ -326,10 +321,10 @@ def _coupled(
     data: phases.Data,
     settle: Relaxation,
     betas: Sequence[float],
+    state: Any,
 ) -> Check:
     """Its limit is the pull-back of H dC/do, the force that holds the outputs."""
     key = network.output_key
-    state = phases.relax_free(network, settle, data.params, data.inputs).state
     slope = jax.grad(lambda o: jnp.sum(cost(o, data.targets)))(state[key])
     small = 1e-6
     held = {key: state[key] - small * slope}

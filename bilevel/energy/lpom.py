@@ -42,7 +42,8 @@ def lpom(
             sweeps are many enough to settle; a few stop short of it, at any beta.
         num_sweeps: from the last layer to the first.
         num_inner: steps of a layer in each sweep.
-        tolerance: `aux.converged` as in `equilibrium_propagation`.
+        tolerance: `aux.converged` as in `equilibrium_propagation`, from three sweeps
+            on; two, the default, are not meant to settle.
 
     Returns:
         A `LearningRule`. Cost: 2 g, and one for each sweep and inner step.
