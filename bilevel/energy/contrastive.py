@@ -38,7 +38,8 @@ def contrastive(
         cost: of its outputs.
         solvers: of the free phase, and of the pushed ones, which start from its state.
         plan: their nudges and weights.
-        tolerance: of the residuals, relative to the response, for `aux.converged`.
+        tolerance: of the way that is left to the phases, relative to the response, for
+            `aux.converged`.
         against_free: the weights do not sum to 0: the free state has the rest.
         clamped: the outputs are held at o - beta dC/do, instead of beta C being added.
 
