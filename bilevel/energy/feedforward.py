@@ -44,7 +44,8 @@ def feedforward(
         blocks: each a layer (`linen.Dense`, `linen.Conv`), or a sequence of layers and
             of functions without parameters, applied in order. The activation stands
             between blocks; none follows the last. A block must be affine in its input
-            (max-pooling is, as long as the maxima do not move).
+            (max-pooling is, as long as the maxima do not move). Layers of nnx come in
+            by Flax's bridge, `flax.nnx.bridge.to_linen(nnx.Linear, 64, 10)`.
         activation: f, by name (see `activations.by_name`) or your own.
 
     Returns:
@@ -96,8 +97,8 @@ def _parts(number: int, block: Part | Sequence[Part]) -> tuple[Part, ...]:
         if isinstance(one, nnx.Module):
             raise ValueError(
                 f"feedforward: block {number} holds {type(one).__name__} of nnx, which "
-                "keeps its parameters to itself; take the layer of the same name of "
-                "linen, or write its function."
+                "keeps its parameters to itself; pass "
+                f"flax.nnx.bridge.to_linen(nnx.{type(one).__name__}, ...) in its place."
             )
         if not callable(one):
             raise ValueError(

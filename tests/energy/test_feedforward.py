@@ -58,12 +58,29 @@ def test_init_depends_on_the_key_alone():
     assert not jnp.array_equal(first[1]["kernel"], first[2]["kernel"])
 
 
+def test_layers_of_nnx_come_in_by_the_bridge():
+    blocks = [
+        nnx.bridge.to_linen(nnx.Conv, 2, 3, (3, 3), param_dtype=jnp.float64),
+        [flatten, nnx.bridge.to_linen(nnx.Linear, 48, 2, param_dtype=jnp.float64)],
+    ]
+    network = energy.feedforward(blocks, "tanh")
+    inputs, labels = jax.random.normal(KEY, (3, 4, 4, 2)), jnp.array([0, 1, 1])
+    params = network.init(KEY, inputs)
+    other = jax.tree.leaves(network.init(jax.random.key(1), inputs))
+    assert not jnp.array_equal(jax.tree.leaves(params)[-1], other[-1])
+    same = energy.feedforward([linen.Conv(3, (3, 3)), [flatten, linen.Dense(2)]], "tanh")
+    make = lambda chain: energy.dual_propagation(chain, energy.cross_entropy())
+    found = make(network)(params, inputs, labels)
+    expected = make(same)(params, inputs, labels)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="at least one block"):
         energy.feedforward([])
     with pytest.raises(ValueError, match="block 1 holds 3; expected Flax"):
         energy.feedforward([linen.Dense(2), 3])
-    with pytest.raises(ValueError, match=r"block 0 holds Linear of nnx"):
+    with pytest.raises(ValueError, match=r"block 0 holds Linear of nnx.*to_linen\(nnx.Linear"):
         energy.feedforward([nnx.Linear(2, 3, rngs=nnx.Rngs(0))])
     norm = linen.BatchNorm(use_running_average=True)
     network = energy.feedforward([[linen.Dense(2), norm]])
