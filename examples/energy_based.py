@@ -179,8 +179,9 @@ def epoch_of(
             for name in ("free_residual", "nudged_residual", "displacement"):
                 if getattr(aux, name) is not None:
                     metrics[name] = getattr(aux, name)
-            if aux.converged is not None:
-                metrics["converged"] = aux.converged.astype(jnp.float32)
+            for name in ("free_steps", "nudged_steps", "converged"):
+                if getattr(aux, name) is not None:
+                    metrics[name] = getattr(aux, name).astype(jnp.float32)
             new = State(params, memory, state.step + 1, state.key)
             return (new, index + 1), metrics
 

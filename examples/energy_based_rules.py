@@ -205,7 +205,7 @@ def nudged(own: Learning) -> energy.Relaxation:
 def descent(own: Learning) -> energy.Relaxation:
     """The inference of predictive coding."""
     optimizer = optax.sgd(own.step_size, momentum=own.momentum or None)
-    return relaxations.gradient(optimizer, own.nudged_steps)
+    return relaxations.gradient(optimizer, own.nudged_steps, noise=own.noise)
 
 
 _SWEPT = {
@@ -224,7 +224,7 @@ USED_BY: dict[str, set[str]] = {
     "num_points": {"holomorphic_equilibrium_propagation"},
     "order": {*_SWEPT, "implicit"},
     "momentum": {"predictive_coding"},
-    "noise": _SWEPT,
+    "noise": {*_SWEPT, "predictive_coding"},
 }
 
 Make = Callable[[Any, energy.Cost, Learning], energy.LearningRule]

@@ -94,6 +94,8 @@ def by_hypergradient(
             state=state,
             free_residual=info.inner.residual_norm / count**0.5,
             converged=info.inner.converged & info.pullback.converged & is_state,
+            free_steps=info.inner.num_steps,
+            nudged_steps=info.pullback.num_steps,
         )
         return (found.value, aux), found.gradient
 

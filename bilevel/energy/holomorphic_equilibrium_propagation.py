@@ -30,7 +30,7 @@ def holomorphic_equilibrium_propagation(
 
     The error is O(beta^N) within the radius of convergence, so that beta can be large
     where the states are noisy. N = 2 is centred equilibrium propagation. States at
-    conjugate nudges are conjugate, so that N / 2 + 1 phases are relaxed, side by side.
+    conjugate nudges are conjugate, so that N // 2 + 1 phases are relaxed, side by side.
 
     Args:
         network: with a holomorphic energy: tanh, sigmoid, shifted_sigmoid.
@@ -38,16 +38,16 @@ def holomorphic_equilibrium_propagation(
         free: solver of the free phase.
         nudged: of the nudged phases; default `free`.
         beta: radius of the circle, per sample.
-        num_points: N, even.
+        num_points: N, at least 2; the nudge -beta is a point where N is even.
         tolerance: as in `equilibrium_propagation`.
 
     Returns:
-        A `LearningRule`. Cost: T_free + 4 (N / 2 + 1) T_nudged sweeps of real numbers.
+        A `LearningRule`. Cost: T_free + 4 (N // 2 + 1) T_nudged sweeps of real numbers.
 
     Raises:
         ValueError: a network or cost that is not holomorphic, or (when it is traced)
-            an operation in the energy that is not analytic; beta not positive; N odd
-            or below 2; a circle that passes the pole of the output at -beta.
+            an operation in the energy that is not analytic; beta not positive; N
+            below 2; a circle that reaches the pole of the output.
 
     Source: Laborieux and Zenke 2022, arXiv:2209.00530, equation 8.
 
@@ -67,13 +67,16 @@ def holomorphic_equilibrium_propagation(
     require_holomorphic(name, network, cost)
     check_beta(name, beta)
     check_negative(name, network, cost, beta)
-    if num_points < 2 or num_points % 2:
-        raise ValueError(f"{name}: num_points must be even, >= 2, got {num_points}.")
+    if not isinstance(num_points, int) or num_points < 2:
+        raise ValueError(
+            f"{name}: num_points must be an integer >= 2, got {num_points!r}."
+        )
     half = np.arange(num_points // 2 + 1)
     circle = np.exp(2j * np.pi * half / num_points)
-    circle[[0, -1]] = 1, -1  # without rounding: states there are real
-    # Points inside the half circle stand for themselves and their conjugates.
-    count = np.where((half == 0) | (half == num_points // 2), 1, 2)
+    is_real = (half == 0) | (2 * half == num_points)
+    circle[is_real] = circle[is_real].real.round()  # states there are real
+    # The others stand for themselves and their conjugates.
+    count = np.where(is_real, 1, 2)
 
     def plan(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         del key

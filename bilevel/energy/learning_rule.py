@@ -28,6 +28,10 @@ class Aux(NamedTuple):
             residuals, and rounding are small against the displacement of every layer,
             so that it is the nudge's response that was measured. False for NaN, where
             a layer did not move, and where a phase had less than three sweeps.
+        free_steps: `[]` int32, sweeps of the free phase (or steps of its solver); 0
+            where the forward pass takes its place.
+        nudged_steps: the same of the nudged phases, the most; of an adjoint, the steps
+            of its linear solver.
     """
 
     outputs: jax.Array
@@ -36,6 +40,8 @@ class Aux(NamedTuple):
     nudged_residual: jax.Array | None = None
     displacement: jax.Array | None = None
     converged: jax.Array | None = None
+    free_steps: jax.Array | None = None
+    nudged_steps: jax.Array | None = None
 
 
 # Not a NamedTuple: `jax.jit(rule)` needs weak references, which tuples do not allow.

@@ -223,6 +223,8 @@ def report(outputs: jax.Array, free: Relaxed, nudged: Relaxed, tolerance: float)
         nudged_residual=jnp.max(nudged.residual),
         displacement=rms(jax.tree.leaves(moved)),
         converged=converged,
+        free_steps=free.num_steps,
+        nudged_steps=jnp.max(nudged.num_steps),
     )
 
 

@@ -98,6 +98,8 @@ def recurrent_back_propagation(
             free_residual=found.residual,
             nudged_residual=info.residual_norm,
             converged=settled & info.converged & info.positive_definite,
+            free_steps=found.num_steps,
+            nudged_steps=info.num_steps,
         )
         return (value, aux), trees.add(direct, implicit)
 

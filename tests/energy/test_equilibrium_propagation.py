@@ -86,13 +86,13 @@ def settled(name):
 
 
 ORDERS = {"positive": 1, "negative": 1, "centred": 2}
-ORDERS |= {"2 points": 2, "4 points": 4, "8 points": 8}
+ORDERS |= {"2 points": 2, "3 points": 3, "4 points": 4, "8 points": 8}
 SCALES = {"8 points": 2}  # of beta: above rounding
 ALL = ("positive", "negative", "centred", "4 points")
 KINDS = {
     "dense": (*ALL, "8 points"),
     "convolutional": (*ALL, "2 points"),
-    "recurrent": ALL,
+    "recurrent": (*ALL, "3 points"),
 }
 
 
@@ -348,8 +348,8 @@ make_hep = energy.holomorphic_equilibrium_propagation
         ),
         (make_hep, {"beta": 0.0}, "beta must be positive and finite, got 0.0"),
         (make_hep, {"beta": 1.0}, "unbounded below"),
-        (make_hep, {"num_points": 3}, "num_points must be even, >= 2, got 3"),
-        (make_hep, {"num_points": 0}, "num_points must be even, >= 2, got 0"),
+        (make_hep, {"num_points": 2.5}, "must be an integer >= 2, got 2.5"),
+        (make_hep, {"num_points": 1}, "must be an integer >= 2, got 1"),
     ],
 )
 def test_what_is_refused(make, options, message):

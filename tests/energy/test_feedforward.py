@@ -68,7 +68,8 @@ def test_layers_of_nnx_come_in_by_the_bridge():
     params = network.init(KEY, inputs)
     other = jax.tree.leaves(network.init(jax.random.key(1), inputs))
     assert not jnp.array_equal(jax.tree.leaves(params)[-1], other[-1])
-    same = energy.feedforward([linen.Conv(3, (3, 3)), [flatten, linen.Dense(2)]], "tanh")
+    linear = [linen.Conv(3, (3, 3)), [flatten, linen.Dense(2)]]
+    same = energy.feedforward(linear, "tanh")
     make = lambda chain: energy.dual_propagation(chain, energy.cross_entropy())
     found = make(network)(params, inputs, labels)
     expected = make(same)(params, inputs, labels)
@@ -80,7 +81,7 @@ def test_what_is_refused():
         energy.feedforward([])
     with pytest.raises(ValueError, match="block 1 holds 3; expected Flax"):
         energy.feedforward([linen.Dense(2), 3])
-    with pytest.raises(ValueError, match=r"block 0 holds Linear of nnx.*to_linen\(nnx.Linear"):
+    with pytest.raises(ValueError, match=r"Linear of nnx.*to_linen\(nnx.Linear"):
         energy.feedforward([nnx.Linear(2, 3, rngs=nnx.Rngs(0))])
     norm = linen.BatchNorm(use_running_average=True)
     network = energy.feedforward([[linen.Dense(2), norm]])

@@ -167,6 +167,41 @@ def test_a_layer_that_the_nudge_has_not_reached(num_sweeps, expected):
     assert bool(aux.converged) is expected
 
 
+@pytest.mark.parametrize("which", ["equilibrium", "recurrent", "implicit"])
+def test_from_a_kept_state_fewer_sweeps_lead_to_the_same(which):
+    """In a loop: the last pass's states of the same examples, after a step."""
+    network, params, inputs, labels = hopfield("hard_sigmoid", 8, 6, 3, scale=0.6)
+    settle = relaxations.sweeps(200, rtol=1e-5)
+
+    @jax.jit
+    def step(params, state):
+        warm = network._replace(start=lambda params, inputs: state)
+        rule = {
+            "equilibrium": lambda: energy.equilibrium_propagation(warm, COST, settle),
+            "recurrent": lambda: energy.recurrent_back_propagation(warm, COST, settle),
+            "implicit": lambda: energy.by_hypergradient(
+                "implicit",
+                warm,
+                COST,
+                energy.state_solver(warm, max_steps=200, rtol=1e-5),
+                hypergradients.implicit(),
+            ),
+        }[which]()
+        (_, aux), grads = rule(params, inputs, labels)
+        moved = jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads)
+        return moved, aux, grads
+
+    cold = network.start(params, inputs)
+    params, first, _ = step(params, cold)
+    _, warm, grads = step(params, first.state)
+    _, again, expected = step(params, cold)
+    assert warm.converged
+    assert 0 < warm.free_steps < 0.7 * again.free_steps
+    assert 0 < warm.nudged_steps < 200
+    gaps = jax.tree.map(jnp.subtract, grads, expected)
+    assert optax.tree.norm(gaps) < 1e-2 * optax.tree.norm(expected)
+
+
 def test_a_kept_state_of_another_batch_is_refused():
     network, params, inputs, _ = hopfield("tanh", 8, 2)
     kept = network.start(params, inputs[:1])

@@ -280,9 +280,10 @@ def noisy(state, force):
     return [1 - force.get(k, 0) * jnp.ones_like(s) for k, s in enumerate(state)]
 
 
-def test_noise_has_its_variance_and_follows_the_key():
+@pytest.mark.parametrize("make", [sweeps, functools.partial(gradient, optax.sgd(1.0))])
+def test_noise_has_its_variance_and_follows_the_key(make):
     start = [np.zeros((100, 100)), np.zeros((100, 50))]
-    relaxation = sweeps(4, noise=SIGMA)
+    relaxation = make(num_steps=4, noise=SIGMA)
     assert relaxation.noise == SIGMA
     walk = lambda state, force: [s - force.get(k, 0) for k, s in enumerate(state)]
     solved = jax.jit(lambda key: relaxation.solve(walk, start, key).state)
@@ -352,9 +353,14 @@ def test_dtypes_stay(make, rtol):
             lambda: sweeps(1, order=[[0, 1], [2, 3, 4]]).solve(respond, START, None),
             "must hold every layer",
         ),
+        (lambda: gradient(optax.sgd(1.0), 1, noise=-1), "noise must be >= 0"),
         (
             lambda: sweeps(1, noise=0.1).solve(respond, START, None),
             r"state noise needs a key; call the rule as rule\(params, inputs",
+        ),
+        (
+            lambda: gradient(optax.sgd(1.0), 1, noise=0.1).solve(respond, START, None),
+            "state noise needs a key",
         ),
         (
             lambda: anderson(1).solve(respond, [1j * s for s in START], None),

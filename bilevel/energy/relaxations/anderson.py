@@ -84,7 +84,7 @@ def anderson(
             return rms(jax.tree.leaves(gaps))
 
         found, (images, _, count) = carried(
-            step, left, (state, history), num_steps, rtol
+            step, left, (state, history), None, num_steps, rtol
         )
         # The last image, not a combination, which may lie outside of the units' bounds.
         last = jax.tree.map(lambda x: x[(count - 1) % memory], images)

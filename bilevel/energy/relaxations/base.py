@@ -1,7 +1,7 @@
 """What a relaxation is, and the drivers that run it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -64,11 +64,13 @@ def carried(
     step: Callable[[Any, Any], Any],
     left: Callable[[Any, Any], jax.Array],
     carry: tuple[State, Any],
+    key: jax.Array | None,
     num_steps: int,
     rtol: float | None,
 ) -> tuple[Relaxed, Any]:
     """Runs a solver that carries a memory beside the state; returns both."""
-    found = run(step, Seen(left, lambda carry: carry[0]), carry, None, num_steps, rtol)
+    seen = Seen(left, lambda carry: carry[0])
+    found = run(step, seen, carry, key, num_steps, rtol)
     state, memory = found.state
     return found._replace(state=state), memory
 
@@ -98,7 +100,7 @@ def run(
 
     def numbered(now: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         carry, number = now
-        return step(carry, _fold(key, number)), number + 1
+        return step(carry, fold(key, number)), number + 1
 
     def measured(now: _Measured) -> _Measured:
         after, number = numbered((now.carry, now.number))
@@ -172,6 +174,34 @@ def rms(leaves: list[jax.Array]) -> jax.Array:
     return jnp.sqrt(sum(squares[1:], squares[0]) / count).astype(dtype)
 
 
+def drawn(
+    noise: float, key: jax.Array | None, state: State, group: Sequence[Key]
+) -> dict[Key, jax.Array]:
+    """The force of state noise on the layers of a group; none where `noise` is 0.
+
+    Args:
+        noise: sigma, of what drives each unit; of both parts where it is complex.
+        key: of the draw.
+        state: whose shapes it has.
+        group: keys of the state.
+    """
+    if not noise:
+        return {}
+    if key is None:
+        raise ValueError(
+            "state noise needs a key; call the rule as "
+            "rule(params, inputs, targets, key)."
+        )
+    found = {}
+    for own, name in zip(jax.random.split(key, len(group)), group, strict=True):
+        like = state[name]
+        xi = jax.random.normal(own, like.shape, like.dtype)
+        # jax divides the variance of a complex number among its two parts.
+        size = math.sqrt(2) * noise if jnp.iscomplexobj(like) else noise
+        found[name] = -size * xi
+    return found
+
+
 def check(num_steps: int, rtol: float | None, noise: float) -> None:
     """Raises `ValueError` for a budget, tolerance or noise out of range."""
     if not isinstance(num_steps, int) or num_steps < 1:
@@ -182,7 +212,8 @@ def check(num_steps: int, rtol: float | None, noise: float) -> None:
         raise ValueError(f"noise must be >= 0 and finite, got {noise}.")
 
 
-def _fold(key: jax.Array | None, number: jax.Array) -> jax.Array | None:
+def fold(key: jax.Array | None, number: Any) -> jax.Array | None:
+    """`jax.random.fold_in`, of None None."""
     return None if key is None else jax.random.fold_in(key, number)
 
 

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel.energy.networks.base import State
+from bilevel.energy.networks.base import State, keys_of
 from bilevel.energy.relaxations.base import (
     Map,
     Relaxation,
     Relaxed,
     carried,
     check,
+    drawn,
     rms,
 )
 
@@ -22,6 +23,7 @@ def gradient(
     num_steps: int,
     *,
     rtol: float | None = None,
+    noise: float = 0.0,
 ) -> Relaxation:
     """Descends the energy in all layers at once, by any optax optimiser.
 
@@ -33,9 +35,10 @@ def gradient(
         optimizer: of the states; its momentum starts at zero in every phase.
         num_steps: steps; the cap where `rtol` is given.
         rtol: as in `sweeps`.
+        noise: as in `sweeps`, drawn at every step.
 
     Returns:
-        A `Relaxation`; a step costs about 1 g. Not for noise.
+        A `Relaxation`; a step costs about 1 g.
 
     Raises:
         ValueError: an argument out of range.
@@ -45,15 +48,13 @@ def gradient(
     Example:
         >>> inference = gradient(optax.sgd(0.05, momentum=0.5), 5)
     """
-    check(num_steps, rtol, 0.0)
+    check(num_steps, rtol, noise)
 
     def solve(apply: Map, state: State, key: jax.Array | None) -> Relaxed:
-        del key
-
         def step(carry: Any, key: jax.Array | None) -> Any:
-            del key
             state, (memory, _) = carry
-            slope = jax.tree.map(jnp.subtract, state, apply(state, {}))
+            force = drawn(noise, key, state, keys_of(state))
+            slope = jax.tree.map(jnp.subtract, state, apply(state, force))
             updates, memory = optimizer.update(slope, memory, state)
             return optax.apply_updates(state, updates), (memory, slope)
 
@@ -62,6 +63,6 @@ def gradient(
             return rms(jax.tree.leaves(after[1][1]))
 
         start = (state, (optimizer.init(state), state))
-        return carried(step, left, start, num_steps, rtol)[0]
+        return carried(step, left, start, key, num_steps, rtol)[0]
 
-    return Relaxation("gradient", solve)
+    return Relaxation("gradient", solve, noise)

@@ -1,11 +1,9 @@
 """Sweeps over groups of layers, in any order."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 
 from bilevel.energy.networks.base import Key, State, keys_of, replaced
 from bilevel.energy.relaxations.base import (
@@ -14,6 +12,8 @@ from bilevel.energy.relaxations.base import (
     Relaxed,
     Seen,
     check,
+    drawn,
+    fold,
     rms,
     run,
 )
@@ -113,7 +113,7 @@ def damped_sweeps(
 
         def sweep(state: State, key: jax.Array | None) -> State:
             for number, group in enumerate(groups):
-                force = _draw(noise, key, number, state, group)
+                force = drawn(noise, fold(key, number), state, group)
                 new = apply(state, force)
                 moved = {k: _towards(state[k], new[k], part[k]) for k in group}
                 state = replaced(state, moved)
@@ -126,32 +126,6 @@ def damped_sweeps(
         return run(sweep, Seen(left), state, key, num_steps, rtol)
 
     return Relaxation("sweeps", solve, noise)
-
-
-def _draw(
-    noise: float,
-    key: jax.Array | None,
-    number: int,
-    state: State,
-    group: Sequence[Key],
-) -> dict[Key, jax.Array]:
-    if not noise:
-        return {}
-    if key is None:
-        raise ValueError(
-            "sweeps: state noise needs a key; call the rule as "
-            "rule(params, inputs, targets, key)."
-        )
-    keys = jax.random.split(jax.random.fold_in(key, number), len(group))
-    drawn = {}
-    for one, name in zip(keys, group, strict=True):
-        like = state[name]
-        if jnp.iscomplexobj(like):  # jax divides the variance among the two parts
-            xi = math.sqrt(2) * jax.random.normal(one, like.shape, like.dtype)
-        else:
-            xi = jax.random.normal(one, like.shape, like.dtype)
-        drawn[name] = -noise * xi
-    return drawn
 
 
 def _towards(old: jax.Array, new: jax.Array, part: Any) -> jax.Array:
