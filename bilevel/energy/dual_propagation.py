@@ -30,7 +30,9 @@ def dual_propagation(
     -<block_k(sbar_{k-1}), delta_k> / beta. For beta -> 0 it is back-propagation: f' is
     replaced by a finite difference whose step is the error itself. The error of the
     gradient is O(beta), O(beta^2) at alpha = 1/2; where f is piecewise linear it is
-    exact as long as no unit crosses a kink.
+    exact as long as no unit crosses a kink. The first paper's output for squared error,
+    s+ = (a + alpha beta y) / (1 + alpha beta), s- = (a - (1 - alpha) beta y) / (1 - (1
+    - alpha) beta), is the same with beta / ((1 + alpha beta) (1 - (1 - alpha) beta)).
 
     Args:
         network: a chain of blocks.

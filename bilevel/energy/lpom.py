@@ -1,5 +1,7 @@
 """Lifted proximal operator machines: training by the energy of lifted networks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +9,7 @@ from bilevel.energy import diagnostics, networks, phases, relaxations
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.networks.base import EnergyNetwork, State
 from bilevel.energy.nudges import check_beta
 from bilevel.trees import Tree
 
@@ -28,8 +31,14 @@ def lpom(
     E is 0 at the forward pass, so that one phase is enough: the update is the
     derivative of E at the states it relaxes to, (f(a_k) - s_k) s_{k-1}^T / beta, which
     has no f'. A sweep goes from the last layer to the first and gives each `num_inner`
-    steps, 1 / (1 + l_k) of the way to its response, l_k = max(0, (|block_{k+1}|^2 - 1)
-    / 2), which do not increase E; the norms come from power iteration.
+    steps, which do not increase E,
+
+        s_k <- f((a_k + r_k + l_k s_k) / (1 + l_k))
+        r_k = block_{k+1}^T (s_{k+1} - f(a_{k+1}))
+        l_k = max(0, (|block_{k+1}|^2 - 1) / 2)
+
+    (norms by power iteration) where R is s^2 / 2 on an interval (identity, relu,
+    hard_sigmoid); other activations go 1 / (1 + l_k) of the way to f(a_k + r_k).
 
     Args:
         chain: the layers; the activation must have a potential.
@@ -51,8 +60,8 @@ def lpom(
     Raises:
         ValueError: an activation without potential; beta that is not positive.
 
-    Source: Li, Fang and Lin 2019, "Lifted proximal operator machines"; the step size
-    as in Zach and Estellers 2019 and Hoier et al. 2023, arXiv:2302.01228.
+    Source: Li, Fang and Lin 2019, "Lifted proximal operator machines"; the proximal
+    step as in Zach and Estellers 2019 and Hoier et al. 2023, arXiv:2302.01228.
 
     Example:
         >>> from flax import linen
@@ -82,14 +91,19 @@ def lpom(
         outputs = start[-1]
         above = zip(chain.blocks[1:], params[1:], start[:-1], strict=True)
         norms = [diagnostics.block_norm(block, own, at) for block, own, at in above]
-        sizes = [1 / (1 + jnp.maximum(0, (n**2 - 1) / 2)) for n in norms]
+        damping = [jnp.maximum(0, (n**2 - 1) / 2).astype(outputs.dtype) for n in norms]
+        sizes = [1 / (1 + l) for l in damping]
+        damped = network
+        if chain.activation.curvature == 1:
+            damped = _proximal(network, damping)
+            sizes = [1.0] * last
         settle = relaxations.damped_sweeps(num_sweeps, [[last], *order], [*sizes, 1.0])
         if clamped:
             slope = jax.grad(lambda o: jnp.sum(cost(o, targets)))(outputs)
             held = {last: outputs - beta * slope}
-            settled = phases.relax(network, settle, data, start, held=held)
+            settled = phases.relax(damped, settle, data, start, held=held)
         else:
-            settled = phases.relax(network, settle, data, start, cost=cost, beta=beta)
+            settled = phases.relax(damped, settle, data, start, cost=cost, beta=beta)
         stacked = jax.tree.map(lambda x: x[None], settled.state)
         weights = jnp.array([1 / beta], outputs.dtype)
         grads = phases.contrast(network, data, None, stacked, weights)
@@ -97,3 +111,15 @@ def lpom(
         return (jnp.mean(cost(outputs, targets)), aux), grads
 
     return LearningRule("lpom", chain.init, chain.apply, value_and_grad)
+
+
+def _proximal(network: EnergyNetwork, damping: list[jax.Array]) -> EnergyNetwork:
+    """Every hidden layer is drawn to where it is, l_k |x - s_k|^2 / 2."""
+    drawn = dict(enumerate(damping))
+
+    def respond(
+        params: Tree, state: State, inputs: jax.Array, force: Any, stiffness: Any
+    ) -> State:
+        return network.respond(params, state, inputs, force, {**stiffness, **drawn})
+
+    return network._replace(respond=respond)

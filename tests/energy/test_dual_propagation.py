@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from energy.networks import KEY, convolutional, data, dense, relative_error
+from energy.networks import (
+    KEY,
+    Conv,
+    Dense,
+    convolutional,
+    data,
+    dense,
+    relative_error,
+)
 from flax import linen
 
 from bilevel import energy
@@ -59,7 +67,20 @@ def test_exact_for_piecewise_linear_activations(make, alpha, activation):
     assert error < 1e-8
 
 
-def dyads(params, inputs, labels, *, alpha, beta, original, f):
+def test_average_pooling():
+    def network(activation):
+        pool = lambda s: linen.avg_pool(s, (2, 2), (2, 2))
+        flat = lambda s: s.reshape(len(s), -1)
+        blocks = [Conv(3, (3, 3)), [pool, Conv(3, (3, 3))], [pool, flat, Dense(5)]]
+        return energy.feedforward(blocks, activation)
+
+    betas, cost = 0.02 * 0.5 ** np.arange(4), energy.cross_entropy()
+    found = errors(network("tanh"), (6, 8, 8, 2), betas, cost)
+    np.testing.assert_allclose(np.diff(np.log2(found)), -2, atol=0.1)
+    assert errors(network("relu"), (6, 8, 8, 2), [1e-6], cost) < 1e-8
+
+
+def dyads(params, inputs, labels, *, alpha, beta, original, f, proximal=False):
     """The states of the published update, one backward sweep over dense layers."""
     kernels = [one["kernel"] for one in params]
     biases = [one["bias"] for one in params]
@@ -68,8 +89,12 @@ def dyads(params, inputs, labels, *, alpha, beta, original, f):
         pre_activations.append(states[-1] @ kernel + bias[None])
         states.append(f(pre_activations[-1]))
     up, down = (alpha, 1 - alpha) if original else (1 - alpha, alpha)
-    error = pre_activations[-1] - jax.nn.one_hot(labels, 5)
-    delta, grads = -beta * error, []
+    outputs, targets = pre_activations[-1], jax.nn.one_hot(labels, 5)
+    delta, grads = -beta * (outputs - targets), []
+    if proximal:
+        plus, minus = alpha * beta, (alpha - 1) * beta
+        delta = (outputs + plus * targets) / (1 + plus)
+        delta = delta - (outputs + minus * targets) / (1 + minus)
     for layer in reversed(range(len(kernels))):
         mean = inputs
         if layer > 0:
@@ -98,6 +123,23 @@ def test_is_the_published_backward_sweep(alpha, beta, original):
     _, grads = rule(params, inputs, labels)
     options = {"alpha": alpha, "beta": beta, "original": original, "f": jnp.tanh}
     assert relative_error(grads, dyads(params, inputs, labels, **options)) < 1e-13
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_the_output_that_is_settled_is_another_beta(alpha):
+    """The first paper's output for squared error, as the docstring says."""
+    network, shape = dense()
+    inputs, labels = data(shape)
+    params, beta = network.init(KEY, inputs), 0.6
+    options = {"alpha": alpha, "beta": beta, "original": True, "f": jnp.tanh}
+    published = dyads(params, inputs, labels, proximal=True, **options)
+    same = beta / ((1 + alpha * beta) * (1 - (1 - alpha) * beta))
+    rule = energy.dual_propagation(
+        network, energy.squared_error(), alpha=alpha, beta=same, original=True
+    )
+    _, grads = rule(params, inputs, labels)
+    grads = jax.tree.map(lambda g: same / beta * g, grads)
+    assert relative_error(grads, published) < 1e-13
 
 
 def test_beta_is_per_sample():
