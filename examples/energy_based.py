@@ -8,7 +8,10 @@ compiled loop. The test images are looked at once, after the last epoch; setting
 chosen with `--cfg.num_validation=5000`, which holds images out of training. A run that
 was interrupted goes on by the same command. `--cfg.num_seeds=3` trains the networks of
 three seeds side by side, on the same split of the data: faster where the machine is not
-full with one. What to expect: see the configurations.
+full with one. `--cfg.angles=true` compares with the true gradient after every epoch:
+angles, cosines and Lipschitz constants of the layers, drawn in the run's folder with
+the residuals of the phases and the size of the nudge's response. What to expect: see
+the configurations.
 """
 
 import time
@@ -179,9 +182,8 @@ def epoch_of(
             for name in ("free_residual", "nudged_residual", "displacement"):
                 if getattr(aux, name) is not None:
                     metrics[name] = getattr(aux, name)
-            for name in ("free_steps", "nudged_steps", "converged"):
-                if getattr(aux, name) is not None:
-                    metrics[name] = getattr(aux, name).astype(jnp.float32)
+            if aux.converged is not None:
+                metrics["converged"] = aux.converged.astype(jnp.float32)
             new = State(params, memory, state.step + 1, state.key)
             return (new, index + 1), metrics
 

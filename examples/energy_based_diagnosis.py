@@ -40,7 +40,7 @@ def layers_of(tree: Any) -> list[Any]:
 def diagnosis_of(
     config: Config, rule: energy.LearningRule, num_inputs: int
 ) -> Diagnose:
-    """Angles to the true gradient and Lipschitz constants, layer by layer."""
+    """Angles and cosines to the true gradient, Lipschitz constants, by layer."""
     exact = reference_of(config, num_inputs)
     is_chain = config.model.kind != "resistive"
     chain = chain_of(config.model)
@@ -50,8 +50,10 @@ def diagnosis_of(
         _, grads = rule(params, batch.inputs, batch.labels, key)
         forward = params.forward if isinstance(params, energy.Aligned) else params
         _, true = exact(forward, batch.inputs, batch.labels)
-        angles = diagnostics.angles(layers_of(grads), layers_of(true))
+        pair = layers_of(grads), layers_of(true)
+        cosines, angles = diagnostics.cosines(*pair), diagnostics.angles(*pair)
         found = {f"angle_{k + 1}": angle for k, angle in enumerate(angles)}
+        found |= {f"cosine_{k + 1}": cosine for k, cosine in enumerate(cosines)}
         if is_chain:
             norms = diagnostics.lipschitz(chain, forward, batch.inputs)
             found |= {f"lipschitz_{k + 1}": norm for k, norm in enumerate(norms)}

@@ -74,7 +74,7 @@ def holomorphic_equilibrium_propagation(
     half = np.arange(num_points // 2 + 1)
     circle = np.exp(2j * np.pi * half / num_points)
     is_real = (half == 0) | (2 * half == num_points)
-    circle[is_real] = circle[is_real].real.round()  # states there are real
+    circle = np.where(is_real, np.round(circle), circle)  # states there are real
     # The others stand for themselves and their conjugates.
     count = np.where(is_real, 1, 2)
 

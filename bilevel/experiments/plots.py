@@ -1,6 +1,7 @@
 """Curves of the metrics of one run or several; needs matplotlib."""
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ def draw(
 ) -> bool:
     """Draws one panel for each metric, one line for each run.
 
+    Of a single run, metrics that differ in a number at the end (`angle_1`, `angle_2`,
+    of layers say) share a panel.
+
     Args:
       runs: `{label: rows}`, rows as `load_run(...).metrics`.
       path: of the figure; its ending decides on the format.
@@ -93,13 +97,17 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    columns = min(_COLUMNS, len(names))
-    lines = -(-len(names) // columns)
+    families = _families(names) if len(runs) == 1 else {name: [name] for name in names}
+    columns = min(_COLUMNS, len(families))
+    lines = -(-len(families) // columns)
     figure = Figure((4.2 * columns, 2.8 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     lines_of = {}
-    for panel, name in zip(panels, names, strict=False):
-        for index, (label, rows) in enumerate(runs.items()):
+    for panel, (title, family) in zip(panels, families.items(), strict=False):
+        is_family = len(family) > 1
+        pairs = [(*run, name) for run in runs.items() for name in family]
+        for index, (run, rows, name) in enumerate(pairs):
+            label = name.rsplit("_", 1)[-1] if is_family else run
             points = [(r["step"], r[name]) for r in rows if _is_number(r.get(name))]
             if points:
                 steps, values = _parted(np.array(points, float)).T
@@ -107,19 +115,30 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
                 color = f"C{index % 10}"  # the same in every panel
                 options = {"color": color, "markersize": 3, "label": label}
                 (lines_of[label],) = panel.plot(steps, values, style, **options)
-        panel.set_title(name, fontsize=10)
+        if is_family and panel.get_lines():
+            panel.legend(frameon=False, fontsize="small")
+        panel.set_title(title, fontsize=10)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if _spans_decades(panel):
             panel.set_yscale("log")
         panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[len(names) :]:
+    for panel in panels[len(families) :]:
         panel.set_axis_off()
     if 1 < len(runs) <= _LINES:
         labels = [label for label in runs if label in lines_of]
         handles = [lines_of[label] for label in labels]
         panels[0].legend(handles, labels, frameon=False, fontsize="small")
     return figure
+
+
+def _families(names: Sequence[str]) -> dict[str, list[str]]:
+    """Metrics by panel, in order; those that are alone keep their whole name."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(re.sub(r"_\d+$", "", name), []).append(name)
+    pairs = found.items()
+    return {own[0] if len(own) == 1 else stem: own for stem, own in pairs}
 
 
 def _parted(points: np.ndarray) -> np.ndarray:

@@ -119,9 +119,21 @@ def test_learns_digits(name):
         updates, state = adam.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value
 
+    def hidden_angles(params):
+        grads = rule(params, train.inputs, train.labels)[1].forward
+        _, exact = exact_rule(params.forward, train.inputs, train.labels)
+        return energy.diagnostics.angles(grads, exact)[:-1]
+
+    exact_rule, start = energy.back_propagation(chain, COST), params
     (params, _), values = iterate(
         step, (params, adam.init(params)), num_steps=100, history=True
     )
     right = jnp.argmax(rule.apply(params, test.inputs), -1) == test.labels
     assert values[-1] < values[0] / 2
     assert float(right.mean()) > 0.85
+    if name in ("feedback_alignment", "direct_feedback_alignment"):
+        # Fixed feedback starts orthogonal, and the forward weights come to meet it.
+        angles = jax.jit(hidden_angles)
+        before, after = angles(start), angles(params)
+        assert jnp.all(jnp.abs(before - 90) < 15)
+        assert jnp.all(after < 82)

@@ -63,3 +63,16 @@ def test_a_run_has_one_colour_and_a_place_in_the_legend():
     (alone,) = first.get_lines()
     assert alone.get_color() == second.get_lines()[1].get_color() == "C1"
     assert [text.get_text() for text in first.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_layers_of_a_single_run_share_a_panel():
+    rows = [{"step": s, "angle_1": s, "angle_2": 2 * s, "loss_1": 1.0} for s in (1, 2)]
+    names = plots.metric_names(rows)
+    angles, loss = plots.make({"a": rows}, names).axes
+    assert (angles.get_title(), loss.get_title()) == ("angle", "loss_1")
+    first, second = angles.get_lines()
+    assert first.get_color() != second.get_color()
+    np.testing.assert_array_equal(second.get_ydata(), [2, 4])
+    assert [text.get_text() for text in angles.get_legend().get_texts()] == ["1", "2"]
+    assert loss.get_legend() is None
+    assert len(plots.make({"a": rows, "b": rows}, names).axes) == 3
