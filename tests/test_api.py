@@ -31,6 +31,7 @@ MODULES = (
     "bilevel.hypergradients",
     "bilevel.inner_solvers",
     "bilevel.linear_solvers",
+    "bilevel.number_formats",
     "bilevel.solvers",
 )
 SNAPSHOT = Path(__file__).with_name("api.txt")
