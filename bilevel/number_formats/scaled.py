@@ -34,7 +34,7 @@ def scaled(number_format: NumberFormat, scale: Any) -> NumberFormat:
         >>> from bilevel import number_formats
         >>> half = scaled(number_formats.posit(8, 1), 0.5)
         >>> half.round(jnp.array([0.26, -7.1])).tolist()
-        [0.2578125, -7.0]
+        [0.265625, -7.0]
     """
     _require_scale(number_format.name, scale)
     name = f"{number_format.name}*scale"
