@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from bilevel import trees
 from bilevel.energy.affine import require_affine
 from bilevel.energy.costs import Cost
-from bilevel.energy.feedforward import Block, Feedforward
+from bilevel.energy.feedforward import Block, Feedforward, Transpose
 from bilevel.energy.learning_rule import Aligned, Aux, LearningRule
 from bilevel.energy.transports import Transport
 from bilevel.trees import Tree
@@ -70,8 +70,10 @@ def blockwise(
     first, *units = [
         blocks[0],
         *(
-            _unit(block, f, one, transport)
-            for block, one in zip(blocks[1:], pulls, strict=True)
+            _unit(block, f, one, back, transport)
+            for block, one, back in zip(
+                blocks[1:], pulls, network.transposes[1:], strict=True
+            )
         ),
     ]
 
@@ -115,6 +117,7 @@ def _unit(
     block: Block,
     f: Callable[[jax.Array], jax.Array],
     pull: Pull,
+    transpose: Transpose,
     transport: Transport,
 ) -> Callable[[Tree, Tree, jax.Array], jax.Array]:
     """Activation and block, with the pull-back of the rule."""
@@ -134,7 +137,10 @@ def _unit(
     ) -> tuple[Tree, Tree, jax.Array]:
         params, feedback, a = saved
         weights = transport.weights(params, feedback)
-        (q,) = jax.vjp(lambda s: block(weights, s), f(a))[1](cotangent)
+        if weights is params:
+            (q,) = jax.vjp(lambda s: block(params, s), f(a))[1](cotangent)
+        else:
+            q = transpose(params, weights, f(a), cotangent)
         below, state = pull(a, q)
         (grads,) = jax.vjp(lambda p: block(p, state), params)[1](cotangent)
         learned = grads if transport.is_learned else trees.zeros_like(feedback)

@@ -1,5 +1,6 @@
 """Feed-forward networks as chains of affine blocks with one activation between them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,6 +18,10 @@ Block: TypeAlias = Callable[[Tree, jax.Array], jax.Array]
 """`(parameters of the block, state below) -> pre-activation`, affine in the state."""
 
 
+Transpose: TypeAlias = Callable[[Tree, Tree, jax.Array, jax.Array], jax.Array]
+"""`(parameters, weights, state below, cotangent) -> cotangent of the state`."""
+
+
 class Feedforward(NamedTuple):
     """A chain: a_k = block_k(s_{k-1}), s_k = f(a_k), s_0 the inputs; the output a_L.
 
@@ -26,6 +31,9 @@ class Feedforward(NamedTuple):
         pre_activations: `(params, inputs) -> [a_1, ..., a_L]`.
         blocks: the blocks, as functions.
         activation: f.
+        transposes: of the blocks, each at the values of its forward pass (max-pooling
+            has its maxima there) but with other weights in its layers, of the tree of
+            its parameters.
     """
 
     init: Callable[[jax.Array, jax.Array], list[Tree]]
@@ -33,6 +41,7 @@ class Feedforward(NamedTuple):
     pre_activations: Callable[[list[Tree], jax.Array], list[jax.Array]]
     blocks: tuple[Block, ...]
     activation: Activation
+    transposes: tuple[Transpose, ...]
 
 
 def feedforward(
@@ -65,8 +74,10 @@ def feedforward(
     f = activations.by_name(activation)
     if not blocks:
         raise ValueError("feedforward: expected at least one block, got none.")
-    parts = [_parts(number, block) for number, block in enumerate(blocks)]
-    functions = tuple(_block(one) for one in parts)
+    parts = [
+        parts_of("feedforward", number, block) for number, block in enumerate(blocks)
+    ]
+    functions = tuple(block_of(one) for one in parts)
 
     def init(key: jax.Array, inputs: jax.Array) -> list[Tree]:
         params = []
@@ -74,7 +85,7 @@ def feedforward(
         for number, (some, function) in enumerate(zip(parts, functions, strict=True)):
             key, below = jax.random.split(key)
             state = state if number == 0 else f.apply(state)
-            params.append(_init(some, below, state))
+            params.append(init_parts("feedforward", some, below, state))
             state = jax.eval_shape(function, params[-1], state)
             state = jax.numpy.zeros(state.shape, state.dtype)
         return params
@@ -88,27 +99,32 @@ def feedforward(
     def apply(params: list[Tree], inputs: jax.Array) -> jax.Array:
         return pre_activations(params, inputs)[-1]
 
-    return Feedforward(init, apply, pre_activations, functions, f)
+    transposes = tuple(_transpose(one) for one in parts)
+    return Feedforward(init, apply, pre_activations, functions, f, transposes)
 
 
-def _parts(number: int, block: Part | Sequence[Part]) -> tuple[Part, ...]:
+def parts_of(name: str, number: int, block: Part | Sequence[Part]) -> tuple[Part, ...]:
+    """The parts of a block; `ValueError` for one that is no layer and no function."""
     parts: Any = block if isinstance(block, list | tuple) else [block]
     for one in parts:
         if isinstance(one, nnx.Module):
             raise ValueError(
-                f"feedforward: block {number} holds {type(one).__name__} of nnx, which "
+                f"{name}: block {number} holds {type(one).__name__} of nnx, which "
                 "keeps its parameters to itself; pass "
                 f"flax.nnx.bridge.to_linen(nnx.{type(one).__name__}, ...) in its place."
             )
         if not callable(one):
             raise ValueError(
-                f"feedforward: block {number} holds {one!r}; expected Flax (linen) "
+                f"{name}: block {number} holds {one!r}; expected Flax (linen) "
                 "layers and functions of one array."
             )
     return tuple(parts)
 
 
-def _init(parts: tuple[Part, ...], key: jax.Array, state: jax.Array) -> Tree:
+def init_parts(
+    name: str, parts: tuple[Part, ...], key: jax.Array, state: jax.Array
+) -> Tree:
+    """Parameters of a block: a tree, or a list of one for each of several layers."""
     params: list[Any] = []
     for part in parts:
         if not isinstance(part, linen.Module):
@@ -120,24 +136,54 @@ def _init(parts: tuple[Part, ...], key: jax.Array, state: jax.Array) -> Tree:
         others = sorted(set(variables) - {"params"})
         if others:
             raise ValueError(
-                f"feedforward: {type(part).__name__} has variables that are no "
+                f"{name}: {type(part).__name__} has variables that are no "
                 f"parameters ({', '.join(others)}), which no learning rule here knows."
             )
         params.append(variables.get("params", {}))
     return params[0] if len(params) == 1 else params
 
 
-def _block(parts: tuple[Part, ...]) -> Block:
+def _steps(
+    parts: tuple[Part, ...], params: Tree
+) -> list[Callable[[jax.Array], jax.Array]]:
+    """The parts as functions of the state, with their parameters."""
     num_layers = sum(isinstance(one, linen.Module) for one in parts)
+    rest = [params] if num_layers == 1 else list(params)
+    return [
+        functools.partial(_applied, part, rest.pop(0))
+        if isinstance(part, linen.Module)
+        else part
+        for part in parts
+    ]
+
+
+def _applied(layer: linen.Module, params: Tree, state: jax.Array) -> jax.Array:
+    found: Any = layer.apply({"params": params}, state)
+    return found
+
+
+def block_of(parts: tuple[Part, ...]) -> Block:
+    """The block as a function."""
 
     def block(params: Tree, state: jax.Array) -> jax.Array:
-        rest = [params] if num_layers == 1 else list(params)
-        for part in parts:
-            if isinstance(part, linen.Module):
-                applied: Any = part.apply({"params": rest.pop(0)}, state)
-                state = applied
-            else:
-                state = part(state)
+        for step in _steps(parts, params):
+            state = step(state)
         return state
 
     return block
+
+
+def _transpose(parts: tuple[Part, ...]) -> Transpose:
+    def transpose(
+        params: Tree, weights: Tree, state: jax.Array, cotangent: jax.Array
+    ) -> jax.Array:
+        pulls = []
+        pairs = zip(_steps(parts, params), _steps(parts, weights), strict=True)
+        for forward, backward in pairs:
+            pulls.append(jax.vjp(backward, state)[1])
+            state = forward(state)
+        for pull in reversed(pulls):
+            (cotangent,) = pull(cotangent)
+        return cotangent
+
+    return transpose

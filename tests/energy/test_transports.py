@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from energy.networks import KEY, convolutional, data, dense, relative_error
+from energy.networks import (
+    KEY,
+    Conv,
+    Dense,
+    convolutional,
+    data,
+    dense,
+    relative_error,
+)
 from flax import linen
 
 from bilevel import energy
@@ -124,3 +132,43 @@ def test_direct_feedback_wants_a_vector():
     rule = energy.direct_feedback_alignment(network, COST)
     with pytest.raises(ValueError, match=r"expected outputs \[B, n\], got the shape"):
         rule.init(KEY, jnp.ones((2, 4, 4, 1)))
+
+
+@pytest.mark.parametrize(
+    "rule", [energy.feedback_alignment, energy.kolen_pollack, energy.sign_symmetry]
+)
+def test_pooling_goes_back_to_the_maxima_of_the_forward_pass(rule):
+    """Not to those that the feedback weights would have."""
+    pool = lambda s: linen.max_pool(s, (2, 2), (2, 2))
+    flat = lambda s: s.reshape(len(s), -1)
+    conv = lambda n: Conv(n, (3, 3))
+    chain = energy.feedforward(
+        [[conv(4), pool], [conv(3), pool], [flat, Dense(5)]], "tanh"
+    )
+    inputs, labels = data((6, 8, 8, 2))
+    made = rule(chain, COST)
+    params = made.init(KEY, inputs)
+    is_own = isinstance(params, energy.Aligned)
+    forward = params.forward if is_own else params
+    weights = energy.transports.sign_symmetry().weights
+    back = params.feedback if is_own else [weights(w, None) for w in forward[1:]]
+    _, grads = jax.jit(made.value_and_grad)(params, inputs, labels, None)
+
+    @jax.jit
+    def by_hand():
+        """Pooling and layers by themselves; layers go back with other weights."""
+        layers = [lambda w, s, n=n: conv(n).apply({"params": w}, s) for n in (4, 3)]
+        below = layers[0](forward[0], inputs)
+        first, pull_first = jax.vjp(pool, below)
+        middle, pull_middle = jax.vjp(pool, layers[1](forward[1], jnp.tanh(first)))
+        state = jnp.tanh(middle).reshape(6, -1)
+        outputs = state @ forward[2]["kernel"] + forward[2]["bias"][None]
+        value = lambda o: jnp.mean(COST(o, labels))
+        q = (jax.grad(value)(outputs) @ back[1]["kernel"].T).reshape(middle.shape)
+        (q,) = pull_middle(q / jnp.cosh(middle) ** 2)
+        (q,) = jax.vjp(lambda s: layers[1](back[0], s), jnp.tanh(first))[1](q)
+        (q,) = pull_first(q / jnp.cosh(first) ** 2)
+        return jax.vjp(lambda w: layers[0](w, inputs), forward[0])[1](q)[0]
+
+    found = grads.forward if is_own else grads
+    assert relative_error(found[0], by_hand()) < 1e-12
