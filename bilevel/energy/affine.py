@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bilevel.energy.feedforward import Block, Feedforward
 from bilevel.trees import Tree
@@ -23,7 +24,6 @@ _LINEAR = frozenset(
         "gather",
         "neg",
         "pad",
-        "reduce_precision",
         "reduce_sum",
         "reduce_window_sum",
         "reshape",
@@ -104,8 +104,15 @@ def _not_affine(jaxpr: Any, depends: list[bool]) -> Iterator[str]:
         elif primitive == "select_n":
             if has[0]:
                 yield primitive
-        elif primitive not in _LINEAR:
+        elif primitive not in _LINEAR or _is_rounded(equation):
             yield primitive
+
+
+def _is_rounded(equation: Any) -> bool:
+    """A conversion of floats to integers is constant but for its steps."""
+    return any(
+        not jnp.issubdtype(one.aval.dtype, jnp.inexact) for one in equation.outvars
+    )
 
 
 def _inner(equation: Any) -> Any:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
+from bilevel.energy.affine import is_affine
 from bilevel.energy.feedforward import Block, Feedforward
 from bilevel.energy.networks.base import State
 from bilevel.iteration import iterate
@@ -88,7 +89,7 @@ def lipschitz(
     if states is None:
         found = chain.pre_activations(params, inputs[:1])
         states = [chain.activation.apply(a) for a in found]
-    below = [inputs, *states[:-1]]
+    below = [state[:1] for state in (inputs, *states[:-1])]
     parts = zip(chain.blocks, params, below, strict=True)
     return jnp.stack(
         [block_norm(block, own, at, num_steps=num_steps) for block, own, at in parts]
@@ -98,12 +99,14 @@ def lipschitz(
 def block_norm(
     block: Block, params: Tree, state: jax.Array, *, num_steps: int = 20
 ) -> jax.Array:
-    """The largest singular value of a block's linear part at the first example.
+    """The largest singular value of a block's linear part, at any of the examples.
+
+    It is the same for all of them, unless the block pools by maxima.
 
     Args:
         block: affine in its state.
         params: of the block.
-        state: `[B, ...]` below it.
+        state: `[B, ...]` below it; all examples count only where maxima are taken.
         num_steps: of power iteration on W^T W, from a normal vector that is fixed.
 
     Returns:
@@ -114,14 +117,15 @@ def block_norm(
         >>> round(float(block_norm(block, 2 * jnp.eye(3), jnp.ones((1, 3)))), 5)
         2.0
     """
-    one = state[:1]
-    _, push = jax.linearize(lambda s: block(params, s), one)
-    pull = jax.linear_transpose(push, one)
+    if is_affine(block, params, state):
+        state = state[:1]
+    _, push = jax.linearize(lambda s: block(params, s), state)
+    pull = jax.linear_transpose(push, state)
 
     def unit(v: jax.Array) -> jax.Array:
         size = trees.norm(v).astype(v.dtype)
         return v / jnp.where(size > 0, size, 1)
 
-    start = unit(jax.random.normal(jax.random.key(0), one.shape, one.dtype))
+    start = unit(jax.random.normal(jax.random.key(0), state.shape, state.dtype))
     v = iterate(lambda v: unit(pull(push(v))[0]), start, num_steps=num_steps)
     return trees.norm(push(v))

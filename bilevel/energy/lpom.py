@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.energy import diagnostics, networks, phases, relaxations
-from bilevel.energy.costs import Cost
+from bilevel.energy.costs import Cost, require_cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import EnergyNetwork, State
 from bilevel.energy.nudges import check_beta
 from bilevel.trees import Tree
+
+# Power iteration falls short of a norm, and at (|block|^2 - 1) / 2 itself steps swing.
+_MARGIN = 1.2
 
 
 def lpom(
@@ -31,11 +34,11 @@ def lpom(
     E is 0 at the forward pass, so that one phase is enough: the update is the
     derivative of E at the states it relaxes to, (f(a_k) - s_k) s_{k-1}^T / beta, which
     has no f'. A sweep goes from the last layer to the first and gives each `num_inner`
-    steps, which do not increase E,
+    steps, which do not increase E (as long as no pooling maximum moves),
 
         s_k <- f((a_k + r_k + l_k s_k) / (1 + l_k))
         r_k = block_{k+1}^T (s_{k+1} - f(a_{k+1}))
-        l_k = max(0, (|block_{k+1}|^2 - 1) / 2)
+        l_k = max(0, (1.2 |block_{k+1}|^2 - 1) / 2)
 
     (norms by power iteration) where R is s^2 / 2 on an interval (identity, relu,
     hard_sigmoid); other activations go 1 / (1 + l_k) of the way to f(a_k + r_k).
@@ -55,7 +58,8 @@ def lpom(
             on; two, the default, are not meant to settle.
 
     Returns:
-        A `LearningRule`. Cost: 2 g, and one for each sweep and inner step.
+        A `LearningRule`. Cost: 2 g, and one for each sweep and inner step; 40 more for
+        the norms of blocks that pool, one for each example.
 
     Raises:
         ValueError: an activation without potential; beta that is not positive.
@@ -73,6 +77,7 @@ def lpom(
         >>> (value, aux), grads = rule(params, inputs, labels)
     """
     check_beta("lpom", beta)
+    require_cost("lpom", cost)
     if num_sweeps < 1 or num_inner < 1:
         raise ValueError(
             "lpom: num_sweeps and num_inner must be at least 1, got "
@@ -90,8 +95,9 @@ def lpom(
         start = network.start(params, inputs)
         outputs = start[-1]
         above = zip(chain.blocks[1:], params[1:], start[:-1], strict=True)
-        norms = [diagnostics.block_norm(block, own, at) for block, own, at in above]
-        damping = [jnp.maximum(0, (n**2 - 1) / 2).astype(outputs.dtype) for n in norms]
+        norms = [diagnostics.block_norm(*one) for one in above]
+        damping = [jnp.maximum(0, (_MARGIN * n**2 - 1) / 2) for n in norms]
+        damping = [l.astype(outputs.dtype) for l in damping]
         sizes = [1 / (1 + l) for l in damping]
         damped = network
         if chain.activation.curvature == 1:
@@ -107,7 +113,7 @@ def lpom(
         stacked = jax.tree.map(lambda x: x[None], settled.state)
         weights = jnp.array([1 / beta], outputs.dtype)
         grads = phases.contrast(network, data, None, stacked, weights)
-        aux = phases.report_from_forward(outputs, start, settled, tolerance)
+        aux = phases.report_from_forward(outputs, start, settled, tolerance, beta)
         return (jnp.mean(cost(outputs, targets)), aux), grads
 
     return LearningRule("lpom", chain.init, chain.apply, value_and_grad)

@@ -77,9 +77,9 @@ def multi_pass_dual_propagation(
         num_passes: at least 1.
         original: the rule of the first paper; it is biased where alpha is not 1/2.
         damped: with `original`: damps it by the spectral norms of the blocks, by power
-            iteration. It needs 30 passes, more where the norms are large. A norm is
-            that of the linear map at the first example's forward state (a block that
-            ends in max-pooling has one for each pattern of maxima).
+            iteration. It needs 30 passes, more where the norms are large. A block that
+            pools by maxima has a norm for each example's forward state, and the largest
+            of them counts.
 
     Returns:
         A `LearningRule`. `aux.state` has the dyads `[(s+_1, s-_1), ...]`. From two
@@ -233,7 +233,7 @@ def _passes(order: Order, num_blocks: int) -> tuple[list[int], list[int]]:
 def _damping(
     block: Callable[[Tree, jax.Array], jax.Array], params: Tree, state: jax.Array
 ) -> jax.Array:
-    """max(0, (|A|^2 - 1) / 2), A the linear map of the block at the first example."""
+    """max(0, (|A|^2 - 1) / 2), A the linear map of the block."""
     norm = diagnostics.block_norm(block, params, state, num_steps=_POWER_ITERATIONS)
     return jnp.maximum(0, (norm**2 - 1) / 2).astype(state.dtype)
 

@@ -40,6 +40,7 @@ def test_strides_averages_flattening_and_scaling_pass():
         (lambda s: s * s, "mul"),
         (lambda s: jnp.where(s > 0, s, 0.1 * s), "gt, select_n"),
         (lambda s: 1 / s, "div"),
+        (lambda s: jnp.int32(8 * s).astype(s.dtype) / 8, "convert_element_type"),
     ],
 )
 def test_what_is_not_affine_is_named(function, named):
