@@ -175,6 +175,7 @@ def rule_of(config: Config, num_inputs: int) -> energy.LearningRule:
     """The learning rule, with what it needs of the settings."""
     own, cost = config.learning, cost_of(config)
     _check_used(own)
+    _check_model(config)
     if own.rule in ON_CHAINS:
         return ON_CHAINS[own.rule](chain_of(config.model), cost, own)
     return ON_ENERGIES[own.rule](network_of(config, num_inputs), cost, own)
@@ -189,6 +190,25 @@ def _check_used(own: Learning) -> None:
                 f"learning.{name}={getattr(own, name)!r} has no effect on {own.rule}, "
                 f"only on {', '.join(sorted(rules))}; leave it out, or take one of "
                 "these rules."
+            )
+
+
+def _check_model(config: Config) -> None:
+    """As `_check_used`, for the settings of a network."""
+    is_chain = config.learning.rule in ON_CHAINS
+    kind = "chain" if is_chain else config.model.kind
+    unused = {
+        "chain": ("kind", "output", "gain"),
+        "hopfield": ("gain",),
+        "resistive": ("output", "channels"),
+    }
+    default = Model()
+    for name in unused[kind]:
+        if getattr(config.model, name) != getattr(default, name):
+            raise ValueError(
+                f"model.{name}={getattr(config.model, name)!r} has no effect on "
+                f"{config.learning.rule} on a {kind} network; leave it out, or take "
+                "another rule or model.kind."
             )
 
 

@@ -89,6 +89,16 @@ def test_a_setting_that_the_rule_does_not_know_is_refused(rules):
         made("lpom", nudging="positive")
     assert made("equilibrium_propagation", noise=0.04, nudging="positive")
     assert made("predictive_coding", noise=0.04)
+    for model, rule, said in (
+        ({"kind": "resistive"}, "dual_propagation", "kind='resistive' has no effect"),
+        ({"gain": 3.0}, "equilibrium_propagation", r"gain=3\.0 has no effect"),
+        ({"output": "tanh"}, "z_il", "output='tanh' has no effect on z_il"),
+    ):
+        config = rules.Config(
+            model=rules.Model(**model), learning=rules.Learning(rule=rule)
+        )
+        with pytest.raises(ValueError, match=said):
+            rules.rule_of(config, 5)
     assert made("multi_pass_dual_propagation", original=True, damped=True)
 
 

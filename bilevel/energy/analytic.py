@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel.energy.costs import Cost
+from bilevel.energy.costs import Cost, require_cost
 from bilevel.energy.networks.base import EnergyNetwork, State
+from bilevel.energy.trusted import MARK
 from bilevel.trees import Tree
 
 _NOT_ANALYTIC = frozenset(
@@ -33,59 +34,62 @@ _NOT_ANALYTIC = frozenset(
         "sort",
     }
 )
-_TRUSTED = "analytic_as_a_whole"
-
-
-def trusted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a function as analytic whatever its operations are; returns it compiled.
-
-    Args:
-        function: say an affine map that takes real and imaginary parts by themselves.
-    """
-    compiled = lambda *args: function(*args)
-    compiled.__name__ = _TRUSTED
-    return jax.jit(compiled)
 
 
 def not_analytic(
-    network: EnergyNetwork, params: Tree, state: State, inputs: jax.Array
+    network: EnergyNetwork,
+    cost: Cost,
+    params: Tree,
+    state: State,
+    inputs: jax.Array,
+    targets: jax.Array,
 ) -> list[str]:
-    """The operations of the coupling on complex states that are not analytic.
+    """The operations of energy and cost on complex states that are not analytic.
 
     Their derivatives would be no complex derivatives, and a contour integral wrong
     without a word: |s|^2, for instance, or a maximum.
 
     Args:
-        network: whose coupling is looked at.
+        network: whose coupling and outputs are looked at.
+        cost: of the outputs.
         params: of the network.
         state: real; its shapes.
         inputs: of the network.
+        targets: of the cost.
     """
 
     def lifted(x: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x, jnp.complex64))
 
-    def coupling(state: State) -> jax.Array:
-        return network.coupling(params, state, inputs)
+    def all_of(state: State) -> Any:
+        value = cost(network.outputs(params, state), targets)
+        return network.coupling(params, state, inputs), value
 
-    return sorted(set(_offending(coupling, jax.tree.map(lifted, state))))
+    return sorted(set(_offending(all_of, jax.tree.map(lifted, state))))
 
 
 def require_analytic(
-    name: str, network: EnergyNetwork, params: Tree, state: State, inputs: jax.Array
+    name: str,
+    network: EnergyNetwork,
+    cost: Cost,
+    params: Tree,
+    state: State,
+    inputs: jax.Array,
+    targets: jax.Array,
 ) -> None:
     """Raises `ValueError` where something is `not_analytic`; call it while tracing."""
-    found = not_analytic(network, params, state, inputs)
+    found = not_analytic(network, cost, params, state, inputs, targets)
     if found:
         raise ValueError(
-            f"{name}: the energy applies {', '.join(found)} to the state, which is not "
-            "analytic. Use average in place of max-pooling, s**2 in place of |s|**2, "
-            "and smooth activations; or equilibrium_propagation."
+            f"{name}: the energy or the cost applies {', '.join(found)} to the state, "
+            "which is not analytic. Use average in place of max-pooling, s**2 in place "
+            "of |s|**2, smooth activations, and no bounds; or equilibrium_propagation."
         )
 
 
 def require_holomorphic(name: str, network: EnergyNetwork, cost: Cost) -> None:
     """Raises `ValueError` for a network or cost that says it has no complex states."""
+    require_cost(name, cost)
     if not (network.holomorphic and cost.holomorphic):
         raise ValueError(
             f"{name}: needs an energy and a cost that are analytic in the state: an "
@@ -100,7 +104,7 @@ def _offending(function: Callable[..., Any], *args: Any) -> Iterator[str]:
 
 def _walk(jaxpr: Any) -> Iterator[str]:
     for equation in jaxpr.eqns:
-        if equation.params.get("name") == _TRUSTED:
+        if equation.params.get("name") == MARK:
             continue
         complex_in = any(
             jnp.issubdtype(one.aval.dtype, jnp.complexfloating)

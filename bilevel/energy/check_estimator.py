@@ -176,8 +176,10 @@ def _energy_checks(
         order("equilibrium propagation, negative", betas, errors(nudge("negative")), 1),
         order("equilibrium propagation, centred", betas, errors(both), 2),
     ]
-    plain = not not_analytic(network, data.params, aux.state, data.inputs)
-    if network.holomorphic and cost.holomorphic and plain:
+    is_plain = network.holomorphic and cost.holomorphic
+    if is_plain and not not_analytic(
+        network, cost, data.params, aux.state, data.inputs, data.targets
+    ):
         circle: Any = lambda num: compiled(
             lambda beta: holomorphic_equilibrium_propagation(
                 there, cost, one, settle, beta=beta, num_points=num

@@ -1,22 +1,32 @@
 """Rules that contrast phases: free, then pushed side by side, then the difference."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bilevel.energy import phases
 from bilevel.energy.analytic import require_analytic
-from bilevel.energy.costs import Cost
+from bilevel.energy.costs import Cost, require_cost
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import are_bounded
 from bilevel.energy.relaxations import Relaxation
 from bilevel.trees import Tree
 
-Plan: TypeAlias = Callable[[jax.Array | None, jnp.dtype], tuple[jax.Array, jax.Array]]
-"""`(key, dtype of the outputs) -> (betas, weights)`, each `[P]`, one for a phase."""
+
+class Plan(NamedTuple):
+    """Which phases there are.
+
+    Attributes:
+        beta: the size of their nudges; where it is traced and not positive, the rule is
+            another one, and `aux.converged` False.
+        nudges: `(key, dtype of the outputs) -> (betas, weights)`, each `[P]`.
+    """
+
+    beta: float | jax.Array
+    nudges: Callable[[jax.Array | None, jnp.dtype], tuple[jax.Array, jax.Array]]
 
 
 def contrastive(
@@ -37,7 +47,7 @@ def contrastive(
         network: with the energy.
         cost: of its outputs.
         solvers: of the free phase, and of the pushed ones, which start from its state.
-        plan: their nudges and weights.
+        plan: the nudges and their weights.
         tolerance: of the way that is left to the phases, relative to the response, for
             `aux.converged`.
         against_free: the weights do not sum to 0: the free state has the rest.
@@ -48,6 +58,7 @@ def contrastive(
         not analytic.
     """
     free, second = solvers
+    require_cost(name, cost)
 
     def value_and_grad(
         params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
@@ -56,9 +67,10 @@ def contrastive(
         keys = phases.phase_keys(key, free, second)
         first = phases.relax_free(network, free, params, inputs, keys[0])
         outputs = network.outputs(params, first.state)
-        betas, weights = plan(key, outputs.dtype)
+        betas, weights = plan.nudges(key, outputs.dtype)
         if jnp.iscomplexobj(betas):
-            require_analytic(name, network, params, first.state, inputs)
+            at = (params, first.state, inputs, targets)
+            require_analytic(name, network, cost, *at)
         push = phases.relax_clamped if clamped else phases.relax_at
         pushed = push(network, second, data, first.state, cost, betas, keys[1])
         grads = phases.contrast(
@@ -70,7 +82,7 @@ def contrastive(
             cost=None if clamped else cost,
             betas=betas,
         )
-        aux = phases.report(outputs, first, pushed, tolerance)
+        aux = phases.report(outputs, first, pushed, tolerance, plan.beta)
         if not clamped:
             bounded = are_bounded(network, cost, betas)
             aux = aux._replace(converged=jnp.logical_and(aux.converged, bounded))

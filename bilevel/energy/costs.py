@@ -1,11 +1,14 @@
 """The cost of a network's output, one number for each example."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from bilevel.energy.trusted import trusted
 
 
 class Cost(NamedTuple):
@@ -40,11 +43,21 @@ class Cost(NamedTuple):
         return found
 
 
+def require_cost(name: str, cost: Cost) -> None:
+    """Raises `ValueError` for a function that is not told about as a `Cost`."""
+    if not isinstance(cost, Cost):
+        raise ValueError(
+            f"{name}: the cost must be an energy.Cost, got {type(cost).__name__}; take "
+            'squared_error(), cross_entropy(), or Cost("mine", function), whose '
+            "function returns one number for each example."
+        )
+
+
 def squared_error() -> Cost:
     """Half the squared distance |o - y|^2 / 2.
 
     Targets have the shape of the outputs, or are integer labels `[B]`, which count as
-    one-hot vectors.
+    one-hot vectors; a label that is no class makes the cost NaN.
 
     Example:
         >>> outputs = jnp.array([[1.0, 0.0]])
@@ -63,7 +76,8 @@ def cross_entropy() -> Cost:
     """Soft-max cross-entropy of the outputs, -log softmax(o)_y.
 
     Targets are integer labels `[B]`, or probabilities of the shape of the outputs; of
-    outputs `[B, ..., C]` the positions are summed.
+    outputs `[B, ..., C]` the positions are summed. A label that is no class makes the
+    cost NaN.
 
     Example:
         >>> outputs = jnp.zeros((1, 4))
@@ -75,8 +89,9 @@ def cross_entropy() -> Cost:
         vectors = _vectors("cross_entropy", outputs, targets)
         if jnp.iscomplexobj(outputs):
             # The targets' sum is 1, and logsumexp is analytic.
-            vectors = vectors.astype(outputs.real.dtype)
-            each = jax.nn.logsumexp(outputs, axis=-1) - jnp.sum(outputs * vectors, -1)
+            vectors = vectors.astype(jnp.finfo(outputs.dtype).dtype)
+            total = trusted(functools.partial(jax.nn.logsumexp, axis=-1))(outputs)
+            each = total - jnp.sum(outputs * vectors, -1)
         else:
             each = optax.losses.softmax_cross_entropy(outputs, vectors)
         return jnp.sum(each, axis=tuple(range(1, each.ndim)))
@@ -88,7 +103,10 @@ def _vectors(name: str, outputs: jax.Array, targets: jax.Array) -> jax.Array:
     targets = jnp.asarray(targets)
     is_label = jnp.issubdtype(targets.dtype, jnp.integer)
     if is_label and outputs.ndim == 2 and targets.shape == outputs.shape[:1]:
-        return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.real.dtype)
+        count = outputs.shape[-1]
+        vectors = jax.nn.one_hot(targets, count, dtype=jnp.finfo(outputs.dtype).dtype)
+        is_class = (targets >= 0) & (targets < count)
+        return jnp.where(is_class[:, None], vectors, jnp.nan)
     if is_label or targets.shape != outputs.shape:
         raise ValueError(
             f"{name}: expected integer labels [B] or floats of the shape of the "

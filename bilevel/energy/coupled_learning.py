@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from bilevel.energy.contrastive import contrastive
+from bilevel.energy.contrastive import Plan, contrastive
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
@@ -92,7 +92,7 @@ def by_clamping(
 ) -> LearningRule:
     """The rule with the outputs held at o - sign beta dC/do, for each of `signs`."""
 
-    def plan(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    def nudges(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         del key
         betas = beta * jnp.array(signs, dtype)
         return betas, 1 / (len(signs) * betas)
@@ -102,7 +102,7 @@ def by_clamping(
         network,
         cost,
         (free, clamped),
-        plan,
+        Plan(beta, nudges),
         tolerance=tolerance,
         against_free=len(signs) == 1,
         clamped=True,

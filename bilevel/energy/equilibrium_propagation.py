@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
-from bilevel.energy.contrastive import contrastive
+from bilevel.energy.contrastive import Plan, contrastive
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
@@ -90,7 +90,7 @@ def equilibrium_propagation(
     if nudging != "positive":
         check_negative(name, network, cost, beta)
 
-    def plan(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    def nudges(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         betas = beta * _signs(nudging, key, dtype)
         return betas, 1 / (len(betas) * betas)
 
@@ -99,7 +99,7 @@ def equilibrium_propagation(
         network,
         cost,
         (free, nudged or free),
-        plan,
+        Plan(beta, nudges),
         tolerance=tolerance,
         against_free=nudging != "centred",
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.energy.analytic import require_holomorphic
-from bilevel.energy.contrastive import contrastive
+from bilevel.energy.contrastive import Plan, contrastive
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
@@ -78,7 +78,7 @@ def holomorphic_equilibrium_propagation(
     # The others stand for themselves and their conjugates.
     count = np.where(is_real, 1, 2)
 
-    def plan(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    def nudges(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         del key
         wide = jnp.result_type(dtype, jnp.complex64)
         betas = jnp.asarray(beta * circle, wide)
@@ -89,7 +89,7 @@ def holomorphic_equilibrium_propagation(
         network,
         cost,
         (free, nudged or free),
-        plan,
+        Plan(beta, nudges),
         tolerance=tolerance,
         against_free=False,
     )

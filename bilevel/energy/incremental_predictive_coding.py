@@ -91,14 +91,14 @@ def incremental_predictive_coding(
         value = jnp.mean(cost(outputs, targets))
         none = (jnp.zeros_like(value), rms(jax.tree.leaves(trees.zeros_like(start))))
         first = (params, trees.zeros_like(params), start, none)
-        _, way, state, last = iteration.iterate(step, first, num_steps=num_steps)
+        moved, way, state, last = iteration.iterate(step, first, num_steps=num_steps)
         aux = Aux(
             outputs=outputs,
             state=start,
             nudged_residual=last[1],
             displacement=rms(jax.tree.leaves(trees.sub(state, start))),
             # All energy is the cost's at first: the start is the forward pass.
-            converged=last[0] <= len(inputs) * value,
+            converged=total(moved, state) <= len(inputs) * value,
         )
         return (value, aux), way
 

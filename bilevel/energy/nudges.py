@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.energy.costs import Cost
+from bilevel.energy.costs import Cost, require_cost
 from bilevel.energy.networks.base import EnergyNetwork
 
 
@@ -21,10 +21,17 @@ def check_beta(name: str, beta: float | jax.Array) -> None:
         )
 
 
+def is_positive(beta: float | jax.Array) -> jax.Array:
+    """Whether every nudge is positive and finite, `[]` bool, traced or not."""
+    given = jnp.asarray(beta)
+    return jnp.all((given > 0) & jnp.isfinite(given))
+
+
 def check_negative(
     name: str, network: EnergyNetwork, cost: Cost, beta: float | jax.Array
 ) -> None:
     """Raises `ValueError` where a nudge of -beta has no minimum in the output."""
+    require_cost(name, cost)
     own, h = network.output_curvature, cost.curvature
     given = _known(beta)
     if own is None or h is None or given is None:

@@ -24,6 +24,7 @@ from bilevel.energy.networks.base import (
     replaced,
     state_gradient,
 )
+from bilevel.energy.nudges import is_positive
 from bilevel.energy.relaxations import Relaxation, Relaxed
 from bilevel.energy.relaxations.base import rms, rounding
 from bilevel.trees import Tree
@@ -199,7 +200,13 @@ def contrast(
     return jax.grad(total)(data.params)
 
 
-def report(outputs: jax.Array, free: Relaxed, nudged: Relaxed, tolerance: float) -> Aux:
+def report(
+    outputs: jax.Array,
+    free: Relaxed,
+    nudged: Relaxed,
+    tolerance: float,
+    beta: float | jax.Array,
+) -> Aux:
     """What a rule with phases says about them.
 
     Args:
@@ -208,6 +215,7 @@ def report(outputs: jax.Array, free: Relaxed, nudged: Relaxed, tolerance: float)
         nudged: the others, leaves `[P, B, ...]`.
         tolerance: of the way that is left to all phases, and of rounding, relative to
             the response of the layer that moved the least.
+        beta: the nudge; one that is traced can be none, or of the wrong sign.
     """
     moved = jax.tree.map(lambda x, y: jnp.abs(x - y[None]), nudged.state, free.state)
     layers = [rms(jax.tree.leaves(moved[key])) for key in keys_of(moved)]
@@ -216,6 +224,7 @@ def report(outputs: jax.Array, free: Relaxed, nudged: Relaxed, tolerance: float)
     left = jnp.maximum(still_left(free), jnp.max(still_left(nudged)))
     left = jnp.maximum(left, rounding(jax.tree.leaves(free.state)))
     converged = left <= tolerance * jnp.min(jnp.stack(layers))
+    converged = converged & is_positive(beta)
     return Aux(
         outputs=outputs,
         state=free.state,
@@ -234,12 +243,17 @@ def still_left(found: Relaxed) -> jax.Array:
 
 
 def report_from_forward(
-    outputs: jax.Array, start: State, settled: Relaxed, tolerance: float
+    outputs: jax.Array,
+    start: State,
+    settled: Relaxed,
+    tolerance: float,
+    beta: float | jax.Array,
 ) -> Aux:
     """`report` of one phase from the forward pass, where the energy is least."""
     none = jnp.zeros_like(settled.residual)
     free = Relaxed(start, none, jnp.zeros((), jnp.int32), none)
-    return report(outputs, free, jax.tree.map(lambda x: x[None], settled), tolerance)
+    nudged = jax.tree.map(lambda x: x[None], settled)
+    return report(outputs, free, nudged, tolerance, beta)
 
 
 def phase_keys(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.energy import networks, phases, relaxations
-from bilevel.energy.costs import Cost
+from bilevel.energy.costs import Cost, require_cost
 from bilevel.energy.feedforward import Feedforward
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.nudges import check_beta
@@ -57,6 +57,7 @@ def predictive_coding(
         >>> (value, aux), grads = rule(params, inputs, labels)
     """
     check_beta("predictive_coding", beta)
+    require_cost("predictive_coding", cost)
     network = networks.predictive(chain)
     infer = inference or relaxations.sweeps(8, order="synchronous", step_size=0.1)
 
@@ -75,7 +76,7 @@ def predictive_coding(
         grads = phases.contrast(
             network, data, None, stacked, 1 / betas, cost=cost, betas=betas
         )
-        aux = phases.report_from_forward(outputs, start, settled, tolerance)
+        aux = phases.report_from_forward(outputs, start, settled, tolerance, beta)
         return (jnp.mean(cost(outputs, targets)), aux), grads
 
     return LearningRule("predictive_coding", chain.init, chain.apply, value_and_grad)

@@ -393,6 +393,30 @@ def test_connected_chain_is_the_hopfield_network():
     assert (network.stiff, network.output_curvature) == (True, 1.0)
 
 
+def test_edges_of_several_parts():
+    pool = lambda s: linen.avg_pool(s, (2, 2), (2, 2))
+    conv = linen.Conv(3, (3, 3), param_dtype=float)
+    edges = [
+        ("inputs", "maps", [conv, pool]),
+        ("maps", "out", [lambda s: s.reshape(len(s), -1), Dense(2)]),
+        ("inputs", "out", lambda s: s.mean((1, 2))),
+    ]
+    shapes = {"maps": (2, 2, 3), "out": (2,)}
+    network = networks.connected(shapes, edges, "out", "tanh")
+    inputs = drawn((BATCH, 4, 4, 2))
+    params = random_params(network, inputs)
+    assert len(params) == 3
+    assert not jax.tree.leaves(params[2])
+    state = {"maps": drawn((BATCH, 2, 2, 3), 2), "out": drawn((BATCH, 2), 3)}
+    found = network.respond(params, state, inputs, {}, {})
+    top = params[1]["kernel"]
+    into = state["maps"].reshape(BATCH, -1) @ top + params[1]["bias"][None]
+    close([found["out"]], [jnp.tanh(into + inputs.mean((1, 2)))])
+    back = (state["out"] @ top.T).reshape(state["maps"].shape)
+    up = pool(conv.apply({"params": params[0]}, inputs))
+    close([found["maps"]], [jnp.tanh(up + back)])
+
+
 def test_recurrent_edge_acts_with_its_transpose():
     network = connected([("inputs", "out"), ("out", "out")], {"out": (3,)})
     params = random_params(network, INPUT)

@@ -276,3 +276,101 @@ def test_bounds_of_an_entry_that_is_not_there():
         network.respond(
             (), network.start((), jnp.ones((3, 1))), jnp.ones((3, 1)), {}, {}
         )
+
+
+@pytest.mark.parametrize("beta", [0.0, -0.1, np.nan])
+@pytest.mark.parametrize("which", ["positive", "coupled", "lpom", "predictive"])
+def test_a_traced_nudge_that_is_none_has_not_converged(which, beta):
+    network, params, inputs, labels = hopfield("tanh", 8, 2)
+    chain = energy.feedforward([linen.Dense(8), linen.Dense(2)], "tanh")
+    settle = relaxations.sweeps(60)
+    make = {
+        "positive": lambda beta: energy.equilibrium_propagation(
+            network, COST, settle, beta=beta, nudging="positive"
+        ),
+        "coupled": lambda beta: energy.coupled_learning(
+            network, COST, settle, beta=beta
+        ),
+        "lpom": lambda beta: energy.lpom(chain, COST, beta=beta, num_sweeps=40),
+        "predictive": lambda beta: energy.predictive_coding(
+            chain, COST, relaxations.sweeps(200, order="synchronous"), beta=beta
+        ),
+    }[which]
+    run = jax.jit(lambda beta: make(beta).value_and_grad(params, inputs, labels, None))
+    assert not run(beta)[0][1].converged
+    assert run(0.05)[0][1].converged
+
+
+def test_a_label_that_is_no_class():
+    network, params, inputs, _ = hopfield("tanh", 8, 3)
+    for cost in (energy.squared_error(), energy.cross_entropy()):
+        rule = energy.equilibrium_propagation(network, cost, relaxations.sweeps(9))
+        for label in (-1, 3):
+            (value, aux), _ = jax.jit(rule)(params, inputs, jnp.array([0, 1, 2, label]))
+            assert jnp.isnan(value)
+            assert not aux.converged
+
+
+def test_a_function_that_is_no_cost():
+    network, *_ = hopfield("tanh", 8, 2)
+    chain = energy.feedforward([linen.Dense(8), linen.Dense(2)], "tanh")
+    function, settle = lambda o, y: jnp.sum((o - y) ** 2, 1), relaxations.sweeps(3)
+    for make in (
+        lambda: energy.equilibrium_propagation(network, function, settle),
+        lambda: energy.coupled_learning(network, function, settle),
+        lambda: energy.lpom(chain, function),
+        lambda: energy.predictive_coding(chain, function),
+    ):
+        with pytest.raises(ValueError, match=r"must be an energy.Cost, got function"):
+            make()
+
+
+def test_a_state_in_a_state_is_refused():
+    with pytest.raises(ValueError, match="got dict at 'a'; give each of its arrays"):
+        networks.base.keys_of({"a": {"b": jnp.zeros(2)}})
+
+
+def test_a_resistive_network_of_unsigned_images():
+    network = networks.resistive([5, 4, 2])
+    images = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5) * 25
+    params = network.init(KEY, images.astype(jnp.float32))
+    ends = [
+        phases.relax_free(network, relaxations.sweeps(20), params, own).state[-1]
+        for own in (images, images.astype(jnp.float32))
+    ]
+    np.testing.assert_array_equal(*ends)
+    assert jnp.any(ends[0] != 0)
+
+
+def test_holomorphic_rules_look_at_cost_and_outputs():
+    network, params, inputs, labels = hopfield("tanh", 8, 2)
+
+    def run(network, value):
+        cost = energy.Cost("mine", value, holomorphic=True)
+        rule = energy.holomorphic_equilibrium_propagation(
+            network, cost, relaxations.sweeps(3)
+        )
+        jax.eval_shape(rule.value_and_grad, params, inputs, labels, None)
+
+    size = lambda o, y: jnp.sum(o * jnp.conj(o), 1)
+    with pytest.raises(ValueError, match="applies conj to the state"):
+        run(network, size)
+    outputs = lambda params, state: jnp.maximum(state[-1], 0)
+    with pytest.raises(ValueError, match="applies max to the state"):
+        run(network._replace(outputs=outputs), lambda o, y: jnp.sum(o**2, 1))
+    run(network, lambda o, y: jnp.sum(o**2, 1))
+    with pytest.raises(ValueError, match="states with bounds are not analytic"):
+        networks.from_energy(
+            network.energy,
+            network.init,
+            network.start,
+            1,
+            holomorphic=True,
+            project=lambda s: jnp.maximum(s, 0),
+        )
+
+
+def test_anderson_in_half_precision():
+    network, *args = hopfield("tanh", 8, 2)
+    rule = energy.equilibrium_propagation(network, COST, relaxations.anderson(20))
+    assert jnp.isfinite(aux_of(rule, *args, dtype=jnp.float16).displacement)

@@ -73,14 +73,20 @@ class EnergyNetwork(NamedTuple):
 
 def keys_of(state: State) -> list[Key]:
     """The top-level entries of a state: positions, or sorted names."""
-    if isinstance(state, dict):
-        return sorted(state)
-    if isinstance(state, list | tuple):
-        return list(range(len(state)))
-    raise ValueError(
-        "a state must be a list, tuple or dict of arrays, one for each layer, got "
-        f"{type(state).__name__}."
-    )
+    if not isinstance(state, dict | list | tuple):
+        raise ValueError(
+            "a state must be a list, tuple or dict of arrays, one for each layer, got "
+            f"{type(state).__name__}."
+        )
+    keys = sorted(state) if isinstance(state, dict) else list(range(len(state)))
+    for key in keys:
+        if isinstance(state[key], dict | list | tuple):
+            raise ValueError(
+                "a state must be a list, tuple or dict of arrays, one for each layer, "
+                f"got {type(state[key]).__name__} at {key!r}; give each of its arrays "
+                "an entry of its own."
+            )
+    return keys
 
 
 def replaced(state: State, entries: Mapping[Key, Any]) -> State:
@@ -174,7 +180,7 @@ def from_energy(
     output: Key | Callable[[Tree, State], jax.Array],
     *,
     curvature: float = 1.0,
-    project: Project | Mapping[Key, Project] = lambda s: s,
+    project: Project | Mapping[Key, Project] | None = None,
     holomorphic: bool = False,
 ) -> EnergyNetwork:
     """A network from an energy in full, relaxed by projected gradient steps.
@@ -195,11 +201,11 @@ def from_energy(
             or a mapping with one for each entry that has bounds. Rules without a
             finite nudge learn nothing from an output that starts at a bound: leave the
             output unbounded, or nudge it with a beta of about 0.5.
-        holomorphic: the energy is analytic in complex states, and nothing is projected.
+        holomorphic: the energy is analytic in complex states; not with bounds.
 
     Raises:
-        ValueError: the curvature is not positive; when it is traced, bounds of an entry
-            that is not there.
+        ValueError: the curvature is not positive; bounds of a holomorphic energy; when
+            it is traced, bounds of an entry that is not there.
 
     Example:
         >>> def quadratic(params, state, inputs):
@@ -214,6 +220,11 @@ def from_energy(
     """
     if not curvature > 0:
         raise ValueError(f"from_energy: curvature must be positive, got {curvature}.")
+    if holomorphic and project is not None:
+        raise ValueError(
+            "from_energy: states with bounds are not analytic; leave project out, or "
+            "take holomorphic=False."
+        )
 
     def respond(
         params: Tree,
@@ -254,7 +265,7 @@ def from_energy(
     )
 
 
-def _check_project(project: Project | Mapping[Key, Project], state: State) -> None:
+def _check_project(project: Any, state: State) -> None:
     """Bounds of an entry that is not there would be no bounds, without a word."""
     if not isinstance(project, Mapping):
         return

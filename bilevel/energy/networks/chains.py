@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from bilevel.energy.activations import Activation
 from bilevel.energy.affine import is_affine
-from bilevel.energy.analytic import trusted
 from bilevel.energy.feedforward import Block, Feedforward
 from bilevel.energy.networks.base import State, is_complex
+from bilevel.energy.trusted import trusted
 from bilevel.trees import Tree
 
 

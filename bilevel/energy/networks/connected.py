@@ -1,14 +1,13 @@
 """Networks of any connectivity: recurrent, with skips, asymmetric."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen
 
 from bilevel.energy import activations
 from bilevel.energy.activations import Activation
+from bilevel.energy.feedforward import Part, block_of, init_parts, parts_of
 from bilevel.energy.networks.base import (
     EnergyNetwork,
     Key,
@@ -25,7 +24,7 @@ INPUTS = "inputs"
 
 def connected(
     shapes: Mapping[str, Sequence[int]],
-    edges: Sequence[tuple[str, str, linen.Module]],
+    edges: Sequence[tuple[str, str, Part | Sequence[Part]]],
     output: str,
     activation: str | Activation | Mapping[str, str] = "hard_sigmoid",
     *,
@@ -40,7 +39,9 @@ def connected(
 
     Args:
         shapes: of each layer, without the batch.
-        edges: `(source, target, Flax layer)`; the source may be "inputs".
+        edges: `(source, target, layer)`, the layer as a block of `feedforward`: of
+            Flax, a function without parameters, or a sequence of them (a convolution
+            and a pooling, say). The source may be "inputs".
         output: the layer that is put out.
         activation: for all layers, or by name of the layer; each needs a potential.
         symmetric: with False an edge acts from source to target only: s_j =
@@ -60,6 +61,7 @@ def connected(
     arXiv:1808.04873 (asymmetric weights).
 
     Example:
+        >>> from flax import linen
         >>> layers = {"hidden": (8,), "out": (2,)}
         >>> edges = [
         ...     ("inputs", "hidden", linen.Dense(8)),
@@ -73,6 +75,8 @@ def connected(
         ['hidden', 'out']
     """
     units = _units(shapes, activation)
+    parts = [parts_of("connected", k, edge[2]) for k, edge in enumerate(edges)]
+    layers = [block_of(one) for one in parts]
     for source, target, _ in edges:
         if target not in shapes or source not in {*shapes, INPUTS} or target == INPUTS:
             raise ValueError(
@@ -84,19 +88,20 @@ def connected(
 
     def init(key: jax.Array, inputs: jax.Array) -> list[Tree]:
         found = []
-        for one, (source, target, layer) in zip(
-            jax.random.split(key, len(edges)), edges, strict=True
+        keys = jax.random.split(key, len(edges))
+        for one, own, layer, (source, target, _) in zip(
+            keys, parts, layers, edges, strict=True
         ):
             below = inputs[:1]
             if source != INPUTS:
                 below = jnp.zeros((1, *shapes[source]), inputs.dtype)
-            made: Any = layer.init_with_output(one, below)
-            if made[0].shape[1:] != tuple(shapes[target]):
+            found.append(init_parts("connected", own, one, below))
+            made = jax.eval_shape(layer, found[-1], below)
+            if made.shape[1:] != tuple(shapes[target]):
                 raise ValueError(
                     f"connected: the edge {source!r} -> {target!r} puts out "
-                    f"{made[0].shape[1:]}, expected {tuple(shapes[target])}."
+                    f"{made.shape[1:]}, expected {tuple(shapes[target])}."
                 )
-            found.append(made[1].get("params", {}))
         return found
 
     def start(params: Tree, inputs: jax.Array) -> State:
@@ -107,8 +112,8 @@ def connected(
     def sent(params: Tree, state: State, inputs: jax.Array) -> list[jax.Array]:
         sources = {**state, INPUTS: inputs}
         return [
-            layer.apply({"params": own}, sources[source])  # pyright: ignore
-            for own, (source, _, layer) in zip(params, edges, strict=True)
+            layer(own, sources[source])
+            for own, layer, (source, _, _) in zip(params, layers, edges, strict=True)
         ]
 
     def coupling(params: Tree, state: State, inputs: jax.Array) -> jax.Array:

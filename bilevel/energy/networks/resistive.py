@@ -70,8 +70,8 @@ def resistive(
         return [jnp.zeros((len(inputs), len(b)), b.dtype) for b in biases]
 
     def energy(params: Tree, state: State, inputs: jax.Array) -> jax.Array:
-        doubled = jnp.concatenate([inputs, -inputs], axis=-1)
-        below = [gain * doubled.astype(state[0].dtype), *state[:-1]]
+        own = inputs.astype(state[0].dtype)  # unsigned integers have no opposite
+        below = [gain * jnp.concatenate([own, -own], axis=-1), *state[:-1]]
         total = jnp.zeros((), state[0].dtype)
         layers = zip(
             params["conductances"], params["biases"], below, state, strict=True

@@ -101,7 +101,8 @@ def _combine(weights: jax.Array, stacked: jax.Array) -> jax.Array:
 def _weights(gaps: State, used: jax.Array, ridge: float) -> jax.Array:
     """`[B, m]`, of sum 1: the least combined residual of each example."""
     dot = lambda g: jnp.einsum("mb...,nb...->bmn", g, g)
-    grams = [dot(g) for g in jax.tree.leaves(gaps)]
+    wide = lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32))
+    grams = [dot(wide(g)) for g in jax.tree.leaves(gaps)]
     gram = sum(grams[1:], grams[0])
     both = used[:, None] & used[None, :]
     largest = jnp.max(jnp.where(both, gram, 0), axis=(1, 2), keepdims=True)
