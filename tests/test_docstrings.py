@@ -17,20 +17,8 @@ MODULES = sorted(
     and not module.name.startswith("bilevel.datasets")
 )
 # Rules called without jit compile operation by operation; each has tests of its own.
-SLOW = {
-    f"bilevel.energy.{name}"
-    for name in (
-        "by_hypergradient",
-        "check_estimator",
-        "contrastive_hebbian_learning",
-        "coupled_learning",
-        "diagnostics",
-        "equilibrium_propagation",
-        "holomorphic_equilibrium_propagation",
-        "lpom",
-        "truncated_back_propagation_through_time",
-    )
-}
+SLOW = {name for name in MODULES if name.startswith("bilevel.energy.")}
+SLOW |= {"bilevel.number_formats.report"}
 
 
 def examples_run(name, folder, monkeypatch):

@@ -76,7 +76,8 @@ CONTRASTS = {
 
 
 NARROW = [
-    (name, dtype)
+    # The examples train in float32.
+    pytest.param(name, dtype, marks=pytest.mark.slow if dtype == jnp.float32 else [])
     for name in RULES
     for dtype in (jnp.float32, jnp.bfloat16)
     # There are no narrow complex numbers, and CG wants float32.
