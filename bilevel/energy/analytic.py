@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from bilevel.energy.costs import Cost, require_cost
 from bilevel.energy.networks.base import EnergyNetwork, State
+from bilevel.energy.phases import Data
 from bilevel.energy.trusted import MARK
-from bilevel.trees import Tree
 
 _NOT_ANALYTIC = frozenset(
     {
@@ -37,12 +37,7 @@ _NOT_ANALYTIC = frozenset(
 
 
 def not_analytic(
-    network: EnergyNetwork,
-    cost: Cost,
-    params: Tree,
-    state: State,
-    inputs: jax.Array,
-    targets: jax.Array,
+    network: EnergyNetwork, cost: Cost, data: Data, state: State
 ) -> list[str]:
     """The operations of energy and cost on complex states that are not analytic.
 
@@ -52,33 +47,25 @@ def not_analytic(
     Args:
         network: whose coupling and outputs are looked at.
         cost: of the outputs.
-        params: of the network.
+        data: parameters, inputs, targets.
         state: real; its shapes.
-        inputs: of the network.
-        targets: of the cost.
     """
 
     def lifted(x: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x, jnp.complex64))
 
     def all_of(state: State) -> Any:
-        value = cost(network.outputs(params, state), targets)
-        return network.coupling(params, state, inputs), value
+        value = cost(network.outputs(data.params, state), data.targets)
+        return network.coupling(data.params, state, data.inputs), value
 
     return sorted(set(_offending(all_of, jax.tree.map(lifted, state))))
 
 
 def require_analytic(
-    name: str,
-    network: EnergyNetwork,
-    cost: Cost,
-    params: Tree,
-    state: State,
-    inputs: jax.Array,
-    targets: jax.Array,
+    name: str, network: EnergyNetwork, cost: Cost, data: Data, state: State
 ) -> None:
     """Raises `ValueError` where something is `not_analytic`; call it while tracing."""
-    found = not_analytic(network, cost, params, state, inputs, targets)
+    found = not_analytic(network, cost, data, state)
     if found:
         raise ValueError(
             f"{name}: the energy or the cost applies {', '.join(found)} to the state, "

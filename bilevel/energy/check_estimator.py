@@ -176,10 +176,8 @@ def _energy_checks(
         order("equilibrium propagation, negative", betas, errors(nudge("negative")), 1),
         order("equilibrium propagation, centred", betas, errors(both), 2),
     ]
-    is_plain = network.holomorphic and cost.holomorphic
-    if is_plain and not not_analytic(
-        network, cost, data.params, aux.state, data.inputs, data.targets
-    ):
+    says_so = network.holomorphic and cost.holomorphic
+    if says_so and not not_analytic(network, cost, data, aux.state):
         circle: Any = lambda num: compiled(
             lambda beta: holomorphic_equilibrium_propagation(
                 there, cost, one, settle, beta=beta, num_points=num

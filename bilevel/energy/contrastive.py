@@ -69,8 +69,7 @@ def contrastive(
         outputs = network.outputs(params, first.state)
         betas, weights = plan.nudges(key, outputs.dtype)
         if jnp.iscomplexobj(betas):
-            at = (params, first.state, inputs, targets)
-            require_analytic(name, network, cost, *at)
+            require_analytic(name, network, cost, data, first.state)
         push = phases.relax_clamped if clamped else phases.relax_at
         pushed = push(network, second, data, first.state, cost, betas, keys[1])
         grads = phases.contrast(

@@ -9,11 +9,12 @@ import numpy as np
 
 from bilevel.energy.costs import Cost, require_cost
 from bilevel.energy.networks.base import EnergyNetwork
+from bilevel.known import known
 
 
 def check_beta(name: str, beta: float | jax.Array) -> None:
     """Raises `ValueError` unless beta is positive and finite, every one of an array."""
-    given = _known(beta)
+    given = known(beta)
     if given is not None and not (np.all(given > 0) and np.all(np.isfinite(given))):
         raise ValueError(
             f"{name}: beta must be positive and finite, got {beta}: without a nudge "
@@ -33,7 +34,7 @@ def check_negative(
     """Raises `ValueError` where a nudge of -beta has no minimum in the output."""
     require_cost(name, cost)
     own, h = network.output_curvature, cost.curvature
-    given = _known(beta)
+    given = known(beta)
     if own is None or h is None or given is None:
         return
     if np.any(given * h >= own):
@@ -43,13 +44,6 @@ def check_negative(
             f"curvature in the output is {own} - beta * {h}. Expected beta < {own / h},"
             f' got {beta}; or take nudging="positive".'
         )
-
-
-def _known(beta: float | jax.Array) -> np.ndarray | None:
-    try:
-        return np.asarray(beta)
-    except jax.errors.TracerArrayConversionError:
-        return None
 
 
 def are_bounded(network: EnergyNetwork, cost: Cost, betas: jax.Array) -> jax.Array:

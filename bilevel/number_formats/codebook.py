@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.number_formats.known import known
+from bilevel.known import known
+from bilevel.number_formats.floats import normal
 from bilevel.number_formats.number_format import NumberFormat, as_float, code_dtype
 from bilevel.number_formats.scaled import scaled
 
@@ -53,6 +54,7 @@ def codebook(levels: Any, name: str = "codebook") -> NumberFormat:
     method = "compare_all" if count <= 16 else "scan"
 
     def place(x: jax.Array) -> jax.Array:
+        x = normal(x)
         own = jnp.asarray(levels, x.dtype)
         # Halves first: the sum of two may be beyond the greatest number.
         middle = own[1:] / 2 + own[:-1] / 2
@@ -60,12 +62,9 @@ def codebook(levels: Any, name: str = "codebook") -> NumberFormat:
         high = jnp.searchsorted(middle, x, side="right", method=method)
         return jnp.where((low - first) % 2 == 0, low, high)
 
-    def wide(x: jax.Array) -> jax.Array:
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
     def encode(x: jax.Array) -> jax.Array:
         x = as_float(name, x)
-        code = jnp.where(jnp.isnan(x), first, place(wide(x)))
+        code = jnp.where(jnp.isnan(x), first, place(x))
         return code.astype(code_dtype(bits))
 
     def decode(codes: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
@@ -84,8 +83,9 @@ def codebook(levels: Any, name: str = "codebook") -> NumberFormat:
             raise ValueError(f"{name}: the levels are traced, and not known yet.")
         return given.copy()
 
-    ends = (levels[0], levels[-1]) if given is None else (given[0], given[-1])
-    ends = ends if given is None else (float(ends[0]), float(ends[1]))
+    ends = levels[0], levels[-1]
+    if given is not None:
+        ends = float(given[0]), float(given[-1])
     return NumberFormat(name, bits, ends, encode, decode, round_, neighbour, listed)
 
 
@@ -100,12 +100,14 @@ def binary(scale: Any = None) -> NumberFormat:
         [0.5, 0.5, -0.5]
     """
 
+    def is_negative(x: jax.Array) -> jax.Array:
+        return normal(as_float("binary", x)) < 0
+
     def encode(x: jax.Array) -> jax.Array:
-        x = as_float("binary", x)
-        return ((x >= 0) | jnp.isnan(x)).astype(jnp.uint8)
+        return (~is_negative(x)).astype(jnp.uint8)
 
     def round_(x: jax.Array) -> jax.Array:
-        sign = jnp.where(as_float("binary", x) >= 0, 1, -1).astype(x.dtype)
+        sign = jnp.where(is_negative(x), -1, 1).astype(x.dtype)
         return jnp.where(jnp.isnan(x), x, sign)
 
     made = codebook([-1.0, 1.0], "binary")._replace(encode=encode, round=round_)

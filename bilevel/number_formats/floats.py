@@ -45,6 +45,19 @@ def join(negative: jax.Array, magnitude: jax.Array, layout: Layout) -> jax.Array
     return jax.lax.bitcast_convert_type(magnitude | sign, layout.floats)
 
 
+def normal(x: jax.Array) -> jax.Array:
+    """Subnormals as the least normal number of their sign: comparisons flush them."""
+    negative, magnitude, layout = split(x)
+    least = 1 << layout.mantissa
+    is_small = (magnitude > 0) & (magnitude < least)
+    return join(negative, jnp.where(is_small, least, magnitude), layout)
+
+
+def quiet_nan(layout: Layout) -> int:
+    """The magnitude of the usual NaN."""
+    return infinity(layout) + (1 << (layout.mantissa - 1))
+
+
 def infinity(layout: Layout) -> int:
     """The magnitude of infinity; what is greater is not a number."""
     return (2 * layout.bias + 1) << layout.mantissa

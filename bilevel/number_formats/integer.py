@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.number_formats.known import known
+from bilevel.known import known
 from bilevel.number_formats.number_format import MAX_LEVEL_BITS, NumberFormat, as_float
 from bilevel.number_formats.scaled import scaled
 

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
-from bilevel.number_formats.floats import infinity, join, layout_of, split
+from bilevel.number_formats.floats import infinity, join, layout_of, quiet_nan, split
 from bilevel.number_formats.number_format import (
     NumberFormat,
     as_float,
@@ -158,8 +158,9 @@ def minifloat(
         if specials == "fnuz":
             is_nan = wide == size
             negative = negative & ~is_nan
-        quiet = infinity(layout) + (1 << (layout.mantissa - 1))
-        return join(negative, jnp.where(is_nan, quiet, found), layout).astype(dtype)
+        return join(
+            negative, jnp.where(is_nan, quiet_nan(layout), found), layout
+        ).astype(dtype)
 
     def round_(x: jax.Array) -> jax.Array:
         return decode(encode(x), x.dtype)

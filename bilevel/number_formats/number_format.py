@@ -1,7 +1,7 @@
 """What a number format is: finitely many numbers, each with a code of some bits."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,14 @@ MAX_LEVEL_BITS = 16  # more levels than 65 536 are not listed
 class NumberFormat(NamedTuple):
     """Numbers of a few bits; every function is elementwise, for jit and vmap.
 
-    Floats of any dtype go in. Codes are unsigned integers, the smallest that hold
-    `bits`.
+    Floats of any shape and dtype go in. Codes are the smallest integers that hold
+    `bits`: bit patterns and places of levels unsigned, those of integers as they are.
 
     Attributes:
         name: of the format, `posit<8,2>` say.
         bits: of a code.
-        range: the least and the greatest finite level.
+        range: the least and the greatest finite level; arrays where each channel has
+            a scale of its own.
         encode: `x -> codes`, of the level that x rounds to.
         decode: `codes -> float32`, exactly; `decode(codes, jnp.float64)` for formats
             that have levels beyond float32.
@@ -32,7 +33,7 @@ class NumberFormat(NamedTuple):
 
     name: str
     bits: int
-    range: tuple[float, float]
+    range: tuple[Any, Any]
     encode: Callable[[jax.Array], jax.Array]
     decode: Callable[..., jax.Array]
     round: Callable[[jax.Array], jax.Array]

@@ -8,6 +8,7 @@ from bilevel.number_formats.floats import (
     infinity,
     join,
     layout_of,
+    quiet_nan,
     split,
 )
 from bilevel.number_formats.number_format import (
@@ -95,8 +96,7 @@ def posit(bits: int, exponent_bits: int) -> NumberFormat:
         power = _rounded(magnitude, layout, n, es)
         found = power + (layout.bias << layout.mantissa)
         found = jnp.where(magnitude == 0, 0, found)
-        nan = infinity(layout) + (1 << (layout.mantissa - 1))
-        found = jnp.where(magnitude >= infinity(layout), nan, found)
+        found = jnp.where(magnitude >= infinity(layout), quiet_nan(layout), found)
         return join(negative & (magnitude != 0), found, layout).astype(x.dtype)
 
     def decode(codes: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -116,9 +116,8 @@ def posit(bits: int, exponent_bits: int) -> NumberFormat:
         wide = fraction.astype(layout.ints) << (layout.mantissa - 23)
         found = (exponent.astype(layout.ints) << layout.mantissa) | wide
         found = jnp.where(code == 0, 0, found)
-        nan = infinity(layout) + (1 << (layout.mantissa - 1))
         is_nar = code == nar
-        found = jnp.where(is_nar, nan, found)
+        found = jnp.where(is_nar, quiet_nan(layout), found)
         return join(negative & ~is_nar, found, layout).astype(dtype)
 
     def neighbour(codes: jax.Array, direction: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.number_formats.floats import infinity, join, layout_of, split
+from bilevel.number_formats.floats import infinity, join, layout_of, quiet_nan, split
 from bilevel.number_formats.number_format import NumberFormat, as_float, code_dtype
 
 _NAN = 255
@@ -44,8 +44,7 @@ def power_of_two() -> NumberFormat:
         # 2^-127 is a subnormal of float32.
         least = jnp.ones_like(magnitude) << (layout.mantissa - 1)
         magnitude = jnp.where(exponent == 0, least, magnitude)
-        quiet = infinity(layout) + (1 << (layout.mantissa - 1))
-        magnitude = jnp.where(codes == _NAN, quiet, magnitude)
+        magnitude = jnp.where(codes == _NAN, quiet_nan(layout), magnitude)
         return join(jnp.zeros_like(magnitude, bool), magnitude, layout).astype(dtype)
 
     def round_(x: jax.Array) -> jax.Array:

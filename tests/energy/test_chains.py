@@ -9,6 +9,7 @@ from flax import linen
 from bilevel import energy
 from bilevel.energy.analytic import not_analytic
 from bilevel.energy.networks.chains import drives_of
+from bilevel.energy.phases import Data
 
 
 def average(s):
@@ -87,4 +88,5 @@ def test_the_parts_do_not_count_as_not_analytic(name):
     real = [s.real for s in state]
     targets = jnp.zeros(len(inputs), int)
     for cost in (energy.squared_error(), energy.cross_entropy()):
-        assert not_analytic(network, cost, params, real, inputs, targets) == []
+        data = Data(params, inputs, targets)
+        assert not_analytic(network, cost, data, real) == []

@@ -76,7 +76,7 @@ def test_average_pooling():
 
     betas, cost = 0.02 * 0.5 ** np.arange(4), energy.cross_entropy()
     found = errors(network("tanh"), (6, 8, 8, 2), betas, cost)
-    np.testing.assert_allclose(np.diff(np.log2(found)), -2, atol=0.1)
+    np.testing.assert_allclose(np.diff(np.log2(found)), -2, atol=0.1)  # as above
     assert errors(network("relu"), (6, 8, 8, 2), [1e-6], cost) < 1e-8
 
 

@@ -41,6 +41,15 @@ def test_binary_is_the_sign():
     np.testing.assert_array_equal(found, [[1.0, -2.0]])
 
 
+def test_subnormals_have_a_sign():
+    """XLA on a CPU takes them for zero when it compares."""
+    x = jnp.array([-1e-40, 1e-40, -1e-45], jnp.float32)
+    expected = [-1, 1, -1]
+    np.testing.assert_array_equal(jax.jit(number_formats.binary().round)(x), expected)
+    even = number_formats.codebook([-3.0, -1.0, 1.0, 3.0])
+    np.testing.assert_array_equal(jax.jit(even.round)(x), expected)
+
+
 def test_ternary_gives_ties_to_zero():
     x = jnp.array([-1.1, -1.0, -0.3, 1.0, 1.1, 9.0])
     found = number_formats.ternary(2.0).round(x)
