@@ -92,7 +92,7 @@ class Report(NamedTuple):
         behind.set_ylabel("share of the values")
         axes.set_zorder(behind.get_zorder() + 1)
         axes.patch.set_visible(False)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="lower left")
         return figure
 
 
