@@ -10,6 +10,7 @@ from bilevel import hypergradients as hypergradients
 from bilevel import inner_solvers as inner_solvers
 from bilevel import linear_solvers as linear_solvers
 from bilevel import number_formats as number_formats
+from bilevel import quantized as quantized
 from bilevel import solvers as solvers
 from bilevel.argmin import argmin as argmin
 from bilevel.argmin import value_and_hypergradient as value_and_hypergradient
@@ -36,6 +37,7 @@ __all__ = [
     "linear_solvers",
     "load_run",
     "number_formats",
+    "quantized",
     "run",
     "solvers",
     "value_and_hypergradient",

@@ -1,0 +1,144 @@
+"""What a quantiser is: from latent weights to weights of few levels, and back."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.number_formats import NumberFormat
+from bilevel.trees import Tree
+
+Schedule: TypeAlias = float | Callable[[jax.Array], Any]
+"""A constant, or `step -> value`, any optax schedule, say."""
+
+
+class At(NamedTuple):
+    """Where in training a quantiser is used.
+
+    Attributes:
+        step: `[]` int32, steps of the optimiser that were taken.
+        key: for the draws of this step and of this array of weights, or None.
+    """
+
+    step: jax.Array
+    key: jax.Array | None = None
+
+
+class Codes(NamedTuple):
+    """Weights as integers: offset + scale decode(codes).
+
+    Attributes:
+        codes: integers, of the shape of the weights.
+        scale: broadcasts against them.
+        offset: broadcasts against them.
+        levels: `[n]`, in place of the format's where they are learned.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    offset: jax.Array
+    levels: jax.Array | None = None
+
+
+class Quantizer(NamedTuple):
+    """How one array of latent weights becomes one of quantised weights.
+
+    Attributes:
+        name: as in the literature.
+        number_format: of the levels, without scale.
+        start: `(weights, key) -> latent`, the latent weights of given real ones.
+        learn: `weights -> learned`, what is learned besides, scales, say; () if nothing
+            is.
+        quantize: `(latent, learned, at) -> weights`; its derivative is the rule's
+            pull-back.
+        encode: `(latent, learned) -> Codes` of the weights that are deployed.
+        project: `(latent, at) -> latent`, to apply after each step of the optimiser.
+    """
+
+    name: str
+    number_format: NumberFormat
+    start: Callable[[jax.Array, jax.Array | None], jax.Array]
+    learn: Callable[[jax.Array], Tree]
+    quantize: Callable[[jax.Array, Tree, At], jax.Array]
+    encode: Callable[[jax.Array, Tree], Codes]
+    project: Callable[[jax.Array, At], jax.Array]
+
+
+def value_at(schedule: Schedule, step: jax.Array) -> jax.Array:
+    """The value of a schedule at a step, a constant for a derivative."""
+    value = schedule(step) if callable(schedule) else schedule
+    return jax.lax.stop_gradient(jnp.asarray(value))
+
+
+def positive(name: str, schedule: Schedule) -> None:
+    """Raises `ValueError` for a constant, or a schedule's first value, below zero."""
+    first = schedule(jnp.zeros((), jnp.int32)) if callable(schedule) else schedule
+    if not float(first) > 0:
+        raise ValueError(f"{name} must be positive, got {float(first)}.")
+
+
+def as_latent(name: str, weights: jax.Array) -> jax.Array:
+    """Latent weights, or `ValueError`: integers have no gradient."""
+    weights = jnp.asarray(weights)
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise ValueError(
+            f"{name}: latent weights are moved by gradients and must be floats, got "
+            f"{weights.dtype} {weights.shape}; convert them, or leave them out of "
+            "`where`."
+        )
+    return weights
+
+
+def unchanged(latent: jax.Array, at: At) -> jax.Array:
+    """The projection of quantisers that need none."""
+    del at
+    return latent
+
+
+def as_they_are(weights: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Real weights as the first latent ones."""
+    del key
+    return weights
+
+
+def nothing(weights: jax.Array) -> tuple[()]:
+    """What is learned where only latent weights are."""
+    del weights
+    return ()
+
+
+def decode(number_format: NumberFormat, codes: Codes, dtype: Any) -> jax.Array:
+    """The weights that codes stand for."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    if codes.levels is None:
+        level = number_format.decode(codes.codes, wide)
+    else:
+        level = codes.levels.astype(wide)[codes.codes.astype(jnp.int32)]
+    scaled = codes.scale.astype(wide) * level
+    return (scaled + codes.offset.astype(wide)).astype(dtype)
+
+
+def with_slope(value: jax.Array, slope: jax.Array | float, x: jax.Array) -> jax.Array:
+    """`value`, exactly, with the derivative `slope` in x, a constant for the next one.
+
+    So is every surrogate gradient made: a Hessian through it is M H M, symmetric.
+    """
+    return also_slope(jax.lax.stop_gradient(value), slope, x)
+
+
+def also_slope(value: jax.Array, slope: jax.Array | float, x: jax.Array) -> jax.Array:
+    """`value` with the derivative `slope` in x besides those that it has."""
+    moved = x - jax.lax.stop_gradient(x)  # zero
+    return value + (jax.lax.stop_gradient(slope) * moved).astype(value.dtype)
+
+
+def rounded(number_format: NumberFormat, u: jax.Array) -> jax.Array:
+    """The level that u rounds to; NaN stays, which some formats make a number."""
+    return jnp.where(jnp.isnan(u), u, number_format.round(u))
+
+
+def is_within(u: jax.Array, least: float, most: float) -> jax.Array:
+    """Whether u lies in a range, up to rounding: max |x| / max_abs is at its end."""
+    slack = 1 + 4 * float(jnp.finfo(u.dtype).eps)
+    return (slack * least <= u) & (u <= slack * most)
