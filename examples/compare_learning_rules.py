@@ -43,6 +43,7 @@ from examples.energy_based_rules import (
     Optimizer,
     rule_of,
 )
+from examples.images import Data, load
 
 RULES = (*ON_CHAINS, *ON_ENERGIES)
 
@@ -81,7 +82,7 @@ def config_of(comparison: Comparison, rule: str) -> Config:
     )
 
 
-def train(config: Config, data: energy_based.Data) -> dict[str, float]:
+def train(config: Config, data: Data) -> dict[str, float]:
     """Accuracy, milliseconds of a step, and angles of one rule."""
     num_inputs = data.train.inputs.shape[-1]
     rule = rule_of(config, num_inputs)
@@ -123,7 +124,7 @@ def main(comparison: Comparison, run: Run) -> None:
     unknown = sorted(set(names) - set(RULES))
     if unknown:
         raise ValueError(f"there are no rules {unknown}; there are {', '.join(RULES)}.")
-    data = energy_based.load(config_of(comparison, "back_propagation"), run)
+    data = load(config_of(comparison, "back_propagation"), run)
     run.record_data(**data._asdict(), split_seed=comparison.seed)
     rows: dict[str, dict[str, float]] = {}
     with progress("comparing") as show:

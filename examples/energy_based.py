@@ -23,12 +23,12 @@ import numpy as np
 import optax
 
 import bilevel
-from bilevel import datasets, energy
-from bilevel.datasets import Examples, Splits
+from bilevel import energy
 from bilevel.experiments import Run, progress
 from examples.energy_based_diagnosis import diagnosis_of
 from examples.energy_based_optimizer import optimizer_of
 from examples.energy_based_rules import Config, rule_of
+from examples.images import Images, accuracies, load, told_of
 
 
 class State(NamedTuple):
@@ -40,55 +40,6 @@ class State(NamedTuple):
     key: jax.Array
 
 
-class Images(NamedTuple):
-    """Images as the network wants them, and their labels."""
-
-    inputs: jax.Array
-    labels: jax.Array
-
-
-class Data(NamedTuple):
-    """The parts of a data set."""
-
-    train: Images
-    validation: Images
-    test: Images
-
-
-def load(config: Config, run: Run) -> Data:
-    """The images: flat for dense networks, `[28, 28, 1]` for convolutions."""
-    loaders = {
-        "digits": lambda: datasets.load_digits(config.seed),
-        "mnist": lambda: datasets.load_mnist(run.data_dir),
-        "fashion_mnist": lambda: datasets.load_fashion_mnist(run.data_dir),
-    }
-    splits: Splits = loaders[config.dataset]()
-    num_rest = len(splits.train.labels) - config.num_validation
-    sizes = (config.num_train or num_rest, config.num_validation)
-    train, validation = datasets.split(splits.train, sizes, config.seed)
-
-    def ready(part: Examples) -> Images:
-        inputs = part.inputs.astype(np.float32)
-        if config.inputs == "signed":
-            inputs = 2 * inputs - 1
-        if config.model.channels:
-            side = round(inputs.shape[1] ** 0.5)
-            inputs = inputs.reshape(len(inputs), side, side, 1)
-        return Images(jnp.asarray(inputs), jnp.asarray(part.labels))
-
-    return Data(ready(train), ready(validation), ready(splits.test))
-
-
-def accuracies(apply: Any, params: Any, part: Images) -> np.ndarray:
-    """The part of the examples whose largest output is the right one, `[num_seeds]`."""
-    right: Any = 0
-    for start in range(0, len(part.labels), 1000):
-        rows = slice(start, start + 1000)
-        outputs = apply(params, part.inputs[rows])
-        right = right + jnp.sum(jnp.argmax(outputs, -1) == part.labels[rows], axis=-1)
-    return np.atleast_1d(right) / max(len(part.labels), 1)
-
-
 def accuracy(apply: Any, params: Any, part: Images) -> float:
     """`accuracies` of a single network."""
     return float(accuracies(apply, params, part)[0])
@@ -97,7 +48,7 @@ def accuracy(apply: Any, params: Any, part: Images) -> float:
 def main(config: Config, run: Run) -> None:
     """Trains, and prints the test accuracy."""
     began = time.monotonic()
-    data = load(config, run)
+    data = load(config, run, squares=bool(config.model.channels))
     run.record_data(**data._asdict(), split_seed=config.seed)
     rule = rule_of(config, data.train.inputs.shape[-1])
     steps_per_epoch = len(data.train.labels) // config.batch_size
@@ -146,15 +97,6 @@ def main(config: Config, run: Run) -> None:
         found = accuracies(apply, state.params, data.validation)
         summary |= told_of("validation_accuracy", found)
     run.finish({**summary, "seconds": seconds})
-
-
-def told_of(name: str, found: np.ndarray) -> dict[str, float]:
-    """The mean of the seeds; of several the standard deviation and each one, too."""
-    told = {name: float(np.mean(found))}
-    if len(found) > 1:
-        told[f"{name}_sd"] = float(np.std(found, ddof=1))
-        told |= {f"{name}_{number}": float(one) for number, one in enumerate(found)}
-    return told
 
 
 def epoch_of(

@@ -1,0 +1,76 @@
+"""Images for the training programs, and what they say of accuracies."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel import datasets
+from bilevel.datasets import Examples, Splits
+from bilevel.experiments import Run
+
+
+class Images(NamedTuple):
+    """Images as the network wants them, and their labels."""
+
+    inputs: jax.Array
+    labels: jax.Array
+
+
+class Data(NamedTuple):
+    """The parts of a data set."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def load(config: Any, run: Run, *, squares: bool = False) -> Data:
+    """The images of a configuration, `[n, pixels]`.
+
+    Args:
+        config: with dataset, seed, num_train, num_validation and inputs ("unit", in
+            [0, 1], or "signed", in [-1, 1]).
+        run: with the folder of the data.
+        squares: `[n, side, side, 1]`, for convolutions.
+    """
+    loaders = {
+        "digits": lambda: datasets.load_digits(config.seed),
+        "mnist": lambda: datasets.load_mnist(run.data_dir),
+        "fashion_mnist": lambda: datasets.load_fashion_mnist(run.data_dir),
+    }
+    splits: Splits = loaders[config.dataset]()
+    num_rest = len(splits.train.labels) - config.num_validation
+    sizes = (config.num_train or num_rest, config.num_validation)
+    train, validation = datasets.split(splits.train, sizes, config.seed)
+
+    def ready(part: Examples) -> Images:
+        inputs = part.inputs.astype(np.float32)
+        if config.inputs == "signed":
+            inputs = 2 * inputs - 1
+        if squares:
+            side = round(inputs.shape[1] ** 0.5)
+            inputs = inputs.reshape(len(inputs), side, side, 1)
+        return Images(jnp.asarray(inputs), jnp.asarray(part.labels))
+
+    return Data(ready(train), ready(validation), ready(splits.test))
+
+
+def accuracies(apply: Any, params: Any, part: Images) -> np.ndarray:
+    """The part of the examples whose largest output is the right one, `[num_seeds]`."""
+    right: Any = 0
+    for start in range(0, len(part.labels), 1000):
+        rows = slice(start, start + 1000)
+        outputs = apply(params, part.inputs[rows])
+        right = right + jnp.sum(jnp.argmax(outputs, -1) == part.labels[rows], axis=-1)
+    return np.atleast_1d(right) / max(len(part.labels), 1)
+
+
+def told_of(name: str, found: np.ndarray) -> dict[str, float]:
+    """The mean of the seeds; of several the standard deviation and each one, too."""
+    told = {name: float(np.mean(found))}
+    if len(found) > 1:
+        told[f"{name}_sd"] = float(np.std(found, ddof=1))
+        told |= {f"{name}_{number}": float(one) for number, one in enumerate(found)}
+    return told
