@@ -56,12 +56,11 @@ class Program(NamedTuple):
     logits: Any
 
 
-def program_of(config: Config, data: Data) -> Program:
-    """The functions of a training."""
+def program_of(config: Config, data: Data, own: quantized.Quantizer | None) -> Program:
+    """The functions of a training, by one quantiser, or with real weights."""
     network = Network(config.model)
-    num_steps = len(data.train.labels) // config.batch_size
-    total = config.num_epochs * num_steps
-    own = quantizer_of(config, total)
+    steps = num_steps(config, data)
+    total = config.num_epochs * steps
     optimizer = optimizer_of(config, total, len(data.train.labels))
 
     def start(key: jax.Array) -> State:
@@ -120,15 +119,18 @@ def program_of(config: Config, data: Data) -> Program:
             return (new, index + 1), metrics
 
         first = (state, jnp.zeros((), jnp.int32))
-        (state, _), metrics = bilevel.iterate(
-            one, first, num_steps=num_steps, history=True
-        )
+        (state, _), metrics = bilevel.iterate(one, first, num_steps=steps, history=True)
         return state, jax.tree.map(jnp.mean, metrics)
 
     def logits(variables: Any, inputs: jax.Array) -> Any:
         return network.apply(variables, inputs, train=False)
 
     return Program(start, epoch, deployment(config, own), logits)
+
+
+def num_steps(config: Config, data: Data) -> int:
+    """Of an epoch."""
+    return len(data.train.labels) // config.batch_size
 
 
 def deployment(config: Config, own: quantized.Quantizer | None) -> Any:
@@ -169,11 +171,10 @@ def moving(latent: Any, state: quantized.State | None) -> tuple[Any, Any]:
     return latent, () if state is None else state.learned
 
 
-def check_export(config: Config, state: State, weights: Any) -> quantized.Export | None:
+def check_export(
+    own: quantized.Quantizer, state: State, weights: Any
+) -> quantized.Export:
     """The export of one network, whose weights must be those that are tested."""
-    own = quantizer_of(config, 1)
-    if own is None:
-        return None
     made = quantized.export(own, state.quantizer, state.latent)
     pairs = zip(
         jax.tree.leaves(made.params(state.latent)),
@@ -190,7 +191,8 @@ def main(config: Config, run: Run) -> None:
     began = time.monotonic()
     data = load(config, run)
     run.record_data(**data._asdict(), split_seed=config.seed)
-    program = program_of(config, data)
+    own = quantizer_of(config, num_steps(config, data) * config.num_epochs)
+    program = program_of(config, data, own)
     if config.num_seeds == 1:
         key, each = jax.random.key(config.seed), lambda function, axes: function
     else:
@@ -219,9 +221,8 @@ def main(config: Config, run: Run) -> None:
             run.save(number + 1, state, force=number + 1 == config.num_epochs)
     variables = deploy(state, data.train)
     one = lambda tree: jax.tree.map(lambda x: x[0] if config.num_seeds > 1 else x, tree)
-    made = check_export(config, one(state), one(variables["params"]))
-    if made is not None:
-        print(made)
+    if own is not None:
+        print(check_export(own, one(state), one(variables["params"])))
     summary = told_of("test_accuracy", accuracies(logits, variables, data.test))
     if config.num_validation:
         found = accuracies(logits, variables, data.validation)

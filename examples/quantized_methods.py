@@ -70,11 +70,12 @@ class Quantization:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Optimizer:
-    """Adam, but for BayesBiNN and Bop, which have their own."""
+    """Adam or SGD, but for BayesBiNN and Bop, which have their own."""
 
+    name: Literal["adam", "sgd"] = field("adam", help="the optimiser")
     learning_rate: float = field(1e-3, help="at first; of Bop: adaptivity")
     schedule: Literal["cosine", "constant"] = field("cosine", help="of the rate")
-    momentum: float = field(0.9, help="of Adam, or BayesBiNN", minimum=0.0)
+    momentum: float = field(0.9, help="of Adam, SGD, BayesBiNN", minimum=0.0)
     threshold: float = field(1e-8, help="of Bop", minimum=0.0)
 
 
@@ -213,7 +214,7 @@ def _scale_of(own: Quantization) -> scales.Scale | None:
 def optimizer_of(
     config: Config, num_steps: int, num_examples: int
 ) -> optax.GradientTransformation:
-    """Adam, or the rule of BayesBiNN or Bop."""
+    """Adam or SGD, or the rule of BayesBiNN or Bop."""
     own = config.optimizer
     rate = own.learning_rate
     schedule = optax.cosine_decay_schedule(rate, num_steps)
@@ -222,4 +223,6 @@ def optimizer_of(
         return quantized.bayesbinn_updates(chosen, num_examples, momentum=own.momentum)
     if config.quantization.method == "bop":
         return quantized.bop_flips(rate, own.threshold)
+    if own.name == "sgd":
+        return optax.sgd(chosen, own.momentum or None)
     return optax.adam(chosen, b1=own.momentum)

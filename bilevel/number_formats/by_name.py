@@ -11,6 +11,7 @@ from bilevel.number_formats.power_of_two import power_of_two
 
 _PATTERNS = {
     r"posit<(\d+),(\d+)>": posit,
+    r"posit(\d+)_(\d+)": posit,  # for flags, whose commas separate
     r"int(\d+)": symmetric,
     r"affine(\d+)": affine,
     r"unsigned(\d+)": lambda bits: affine(bits, signed=False),
@@ -25,9 +26,10 @@ def by_name(which: str | NumberFormat, *, saturating: bool = False) -> NumberFor
     """Returns a format by its name; one of your own passes through.
 
     Args:
-        which: `posit<8,2>`, `int4` (symmetric), `affine8`, `unsigned8`, `Q1.6`,
-            `binary`, `ternary`, or a minifloat by its name in ml_dtypes:
-            `float8_e4m3fn`, `float4_e2m1fn`, `bfloat16`, ... (see `MINIFLOATS`).
+        which: `posit<8,2>` (`posit8_2` in flags), `int4` (symmetric), `affine8`,
+            `unsigned8`, `Q1.6`, `binary`, `ternary`, or a minifloat by its name in
+            ml_dtypes: `float8_e4m3fn`, `float4_e2m1fn`, `bfloat16`, ... (see
+            `MINIFLOATS`).
         saturating: of minifloats, as in `minifloat`; the others saturate anyway.
 
     Raises:

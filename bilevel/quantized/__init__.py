@@ -8,7 +8,7 @@ Argmins, pulled back by the core's nudged rule or in the dual: `adaste`,
 `mirror_descent_softmax`, `proxquant`. Surrogate gradients: `ste`, `clipped_ste`,
 `binary_connect`, `approx_sign`, `swish_sign`, `reste`, `bayesbinn`, `bop`, `xnor`,
 `twn`, `dorefa`, `pact`, `lsq`, `lsq_plus`. For outer variables: `learned_scale`,
-`learned_levels`.
+`learned_levels`, `mixture`.
 
     latent, state = init(q, params, where="kernel")
     loss = lambda latent: cost(model.apply(apply(q, state, latent), images), labels)
@@ -46,6 +46,11 @@ from bilevel.quantized.mirror_descent_softmax import (
 from bilevel.quantized.mirror_descent_tanh import (
     mirror_descent_tanh as mirror_descent_tanh,
 )
+from bilevel.quantized.mixture import Decision as Decision
+from bilevel.quantized.mixture import Mixture as Mixture
+from bilevel.quantized.mixture import decide as decide
+from bilevel.quantized.mixture import expected_bytes as expected_bytes
+from bilevel.quantized.mixture import mixture as mixture
 from bilevel.quantized.pact import Clip as Clip
 from bilevel.quantized.pact import pact as pact
 from bilevel.quantized.proxquant import proxquant as proxquant
@@ -75,10 +80,12 @@ __all__ = [
     "Clip",
     "Codebook",
     "Codes",
+    "Decision",
     "Export",
     "Exported",
     "LearnedScale",
     "LogScale",
+    "Mixture",
     "Quantizer",
     "ScaleAndOffset",
     "State",
@@ -93,8 +100,10 @@ __all__ = [
     "bop",
     "bop_flips",
     "clipped_ste",
+    "decide",
     "dorefa",
     "dorefa_activation",
+    "expected_bytes",
     "export",
     "final",
     "init",
@@ -105,6 +114,7 @@ __all__ = [
     "lsq_plus",
     "mirror_descent_softmax",
     "mirror_descent_tanh",
+    "mixture",
     "pact",
     "project",
     "proxquant",

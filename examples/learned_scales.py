@@ -1,0 +1,265 @@
+"""Scales of few-bit weights: calibrated, learned with the weights, or bilevel.
+
+    python examples/learned_scales.py
+    python examples/learned_scales.py --config=configs/learned_scales_mnist.py
+
+A network is trained with real weights, then for as many epochs again with weights of 2,
+3 and 4 bits, with one scale for each layer (`--cfg.per_channel=true`: for each output
+channel), which comes from
+
+    max_abs        the largest weight, then stays
+    least_squares  the least squared error of rounding, then stays
+    lsq            the training loss, along with the weights (Esser et al. 2020)
+    bilevel        the validation loss, by the hypergradient of the implicit rule: the
+                   scale is the outer, the latent weights are the inner variable
+
+All but bilevel train on the validation images, too: what a researcher without it would
+do. bilevel takes a step of the scales after every `outer_every` steps of the weights,
+where they stand, with a few steps of damped CG on a batch. Test accuracies in %, with
+the statistics of batch normalisation of the final weights.
+"""
+
+import dataclasses
+import time
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel
+from bilevel import (
+    hypergradients,
+    inner_solvers,
+    linear_solvers,
+    number_formats,
+    quantized,
+)
+from bilevel.experiments import Run, progress
+from bilevel.experiments.config import field
+from bilevel.quantized import scales
+from examples import quantized_methods
+from examples.images import Data, Images, accuracies, load, told_of
+from examples.quantized import State, deployment, program_of
+from examples.quantized_methods import Model, Network, Optimizer, Quantization
+
+METHODS = ("max_abs", "least_squares", "lsq", "bilevel")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """The settings."""
+
+    dataset: Literal["digits", "mnist", "fashion_mnist"] = field(
+        "digits", help="digits are embedded"
+    )
+    seed: int = field(0, help="of the split of the data")
+    num_seeds: int = field(1, help="networks, from the seed on", minimum=1)
+    num_train: int = field(1000, help="training images to use", minimum=1)
+    num_validation: int = field(300, help="for the scales of bilevel", minimum=1)
+    inputs: Literal["unit", "signed"] = field("signed", help="in [0, 1] or [-1, 1]")
+    hidden: tuple[int, ...] = field((32, 32), help="widths")
+    bits: tuple[int, ...] = field((2, 3, 4), help="of the weights")
+    methods: tuple[str, ...] = field(METHODS, help="by name")
+    per_channel: bool = field(False, help="a scale for each output channel")
+    num_epochs: int = field(20, help="with real, and with rounded weights", minimum=1)
+    batch_size: int = field(50, help="examples in a step", minimum=2)
+    learning_rate: float = field(1e-2, help="of Adam, falling as a cosine")
+    more_learning_rate: float = field(1e-3, help="the same with rounded weights")
+    scale_learning_rate: float = field(1e-3, help="of LSQ's scales, relative")
+    outer_learning_rate: float = field(1e-2, help="of log scales, bilevel")
+    outer_every: int = field(5, help="steps of weights for one of scales", minimum=1)
+    outer_batch: int = field(250, help="validation images in a step", minimum=1)
+    decay: float = field(1e-4, help="L2 of latent weights", minimum=0.0)
+    cg_steps: int = field(5, help="of the hypergradient", minimum=1)
+    damping: float = field(1e-2, help="of CG", minimum=0.0)
+
+
+class Task(NamedTuple):
+    """One way to come to scales."""
+
+    quantizer: quantized.Quantizer
+    learns: Literal["nothing", "with the weights", "on validation data"]
+
+
+def task_of(config: Config, method: str, bits: int) -> Task:
+    """The quantiser, and on what its scale learns."""
+    levels = number_formats.symmetric(bits)
+    fits = {"max_abs": scales.max_abs}
+    fit = fits.get(method, scales.least_squares)
+    if method == "lsq":
+        own = quantized.lsq(levels, per_channel=config.per_channel)
+        return Task(own, "with the weights")
+    scale = scales.of_channels(fit) if config.per_channel else fit
+    learns = "on validation data" if method == "bilevel" else "nothing"
+    return Task(quantized.learned_scale(levels, scale), learns)
+
+
+def train(
+    config: Config, task: Task, start: State, data: Data, num_epochs: int
+) -> State:
+    """All epochs with rounded weights."""
+    network = Network(Model(hidden=config.hidden))
+    q, known = task.quantizer, start.quantizer
+    rows = data.train
+    if task.learns != "on validation data":
+        rows = jax.tree.map(lambda *x: jnp.concatenate(x), data.train, data.validation)
+    num_steps = len(rows.labels) // config.batch_size
+    cosine = lambda rate: optax.cosine_decay_schedule(rate, num_epochs * num_steps)
+    inner = optax.adam(cosine(config.more_learning_rate))
+    # LSQ's scales are as large as they are: their rate is relative to it.
+    fast = config.scale_learning_rate if task.learns == "with the weights" else 0.0
+    outer = optax.adam(config.outer_learning_rate, b1=0.5)
+
+    def loss(latent: Any, learned: Any, batch: Images) -> jax.Array:
+        weights = quantized.apply(q, known._replace(learned=learned), latent)
+        logits, _ = network.apply(
+            {"params": weights}, batch.inputs, train=True, mutable=["batch_stats"]
+        )
+        costs = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return costs.mean()
+
+    def penalised(latent: Any, learned: Any, batch: Images) -> jax.Array:
+        squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(latent)]
+        return loss(latent, learned, batch) + config.decay / 2 * sum(squares)
+
+    hypergradient = bilevel.value_and_hypergradient(
+        bilevel.Problem(inner_objective=penalised, outer_objective=loss),
+        # The weights are taken for a solution where they stand.
+        inner_solvers.closed_form(lambda latent, learned, batch: latent),
+        hypergradients.implicit(
+            linear_solvers.cg(max_steps=config.cg_steps, damping=config.damping)
+        ),
+        certify=False,
+    )
+
+    def part_of(images: Images, key: jax.Array, size: int) -> Images:
+        chosen = jax.random.choice(key, len(images.labels), (size,), replace=False)
+        return jax.tree.map(lambda x: x[chosen], images)
+
+    def outer_step(carry: Any, key: jax.Array) -> Any:
+        latent, learned, memory, outer_memory = carry
+        keys = jax.random.split(key)
+        batches = bilevel.Batches(
+            part_of(
+                data.train, keys[0], min(4 * config.batch_size, len(data.train.labels))
+            ),
+            part_of(
+                data.validation,
+                keys[1],
+                min(config.outer_batch, len(data.validation.labels)),
+            ),
+        )
+        found = hypergradient(latent, learned, batches)
+        updates, outer_memory = outer.update(found.gradient, outer_memory)
+        learned = optax.apply_updates(learned, updates)
+        return latent, learned, memory, outer_memory
+
+    def step(carry: Any, batch: Images, key: jax.Array, index: jax.Array) -> Any:
+        latent, learned, memory, outer_memory = carry
+        slopes = jax.grad(penalised, (0, 1))(latent, learned, batch)
+        updates, memory = inner.update(slopes, memory)
+        updates: Any = updates
+        moved, learnt = updates
+        latent = optax.apply_updates(latent, moved)
+        relative = fast / config.more_learning_rate
+        learned = jax.tree.map(lambda s, u: s + relative * s * u, learned, learnt)
+        carry = latent, learned, memory, outer_memory
+        if task.learns != "on validation data":
+            return carry
+        is_due = index % config.outer_every == 0
+        return jax.lax.cond(is_due, outer_step, lambda c, _: c, carry, key)
+
+    def epoch(carry: Any, key: jax.Array) -> Any:
+        order = jax.random.permutation(key, len(rows.labels))
+
+        def one(state: Any) -> Any:
+            carry, index = state
+            chosen = jax.lax.dynamic_slice(
+                order, (index * config.batch_size,), (config.batch_size,)
+            )
+            batch = jax.tree.map(lambda x: x[chosen], rows)
+            own = jax.random.fold_in(key, index)
+            return step(carry, batch, own, index), index + 1
+
+        return bilevel.iterate(
+            one, (carry, jnp.zeros((), jnp.int32)), num_steps=num_steps
+        )[0]
+
+    pair = (start.latent, known.learned)
+    carry = (*pair, inner.init(pair), outer.init(known.learned))
+    run = jax.jit(epoch)
+    for number in range(num_epochs):
+        carry = run(carry, jax.random.fold_in(start.key, number))
+    return start._replace(latent=carry[0], quantizer=known._replace(learned=carry[1]))
+
+
+def real_weights(config: Config, data: Data, seed: int) -> tuple[Any, float]:
+    """The state of a network that was trained without rounding, and its accuracy."""
+    settings = settings_of(config)
+    program = program_of(settings, data, None)
+    state = jax.jit(program.start)(jax.random.key(seed))
+    epoch = jax.jit(program.epoch)
+    for number in range(config.num_epochs):
+        state, _ = epoch(state, data.train, jnp.asarray(number))
+    variables = jax.jit(program.deploy)(state, data.train)
+    right = accuracies(jax.jit(program.logits), variables, data.test)
+    return state, float(right[0])
+
+
+def settings_of(config: Config) -> quantized_methods.Config:
+    """Those of the training with real weights."""
+    return quantized_methods.Config(
+        num_epochs=config.num_epochs,
+        batch_size=config.batch_size,
+        model=Model(hidden=config.hidden),
+        quantization=Quantization(method="none"),
+        optimizer=Optimizer(learning_rate=config.learning_rate),
+    )
+
+
+def main(config: Config, run: Run) -> None:
+    """Trains by each method, for each number of bits, and prints the table."""
+    began = time.monotonic()
+    unknown = set(config.methods) - set(METHODS)
+    if unknown:
+        raise ValueError(f"methods: expected some of {METHODS}, got {sorted(unknown)}.")
+    data = load(config, run)
+    run.record_data(**data._asdict(), split_seed=config.seed)
+    found: dict[str, list[float]] = {}
+    logits = jax.jit(
+        lambda v, x: Network(Model(hidden=config.hidden)).apply(v, x, train=False)
+    )
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    with progress("seeds") as show:
+        for number, seed in enumerate(seeds):
+            real, right = real_weights(config, data, seed)
+            found.setdefault("real", []).append(right)
+            for bits in config.bits:
+                for method in config.methods:
+                    task = task_of(config, method, bits)
+                    begin = lambda tree, q=task.quantizer: quantized.init(q, tree)
+                    latent, known = jax.jit(begin)(real.latent)
+                    start = State(latent, known, None, real.key)
+                    state = train(config, task, start, data, config.num_epochs)
+                    deploy = jax.jit(deployment(settings_of(config), task.quantizer))
+                    variables = deploy(state, data.train)
+                    right = float(accuracies(logits, variables, data.test)[0])
+                    name = f"int{bits}_{method}"
+                    found.setdefault(name, []).append(right)
+                    run.log(number, network=name, seed=seed, test_accuracy=right)
+            show(number + 1, config.num_seeds, {"real": found["real"][-1]})
+    print(f"{'weights':24}{'test accuracy, %':>18}")
+    summary: dict[str, float] = {}
+    for name, values in found.items():
+        told = told_of(name, np.array(values))
+        summary |= told
+        spread = told.get(f"{name}_sd")
+        more = "" if spread is None else f" ± {100 * spread:.2f}"
+        print(f"{name:24}{100 * told[name]:>10.2f}{more}")
+    run.finish({**summary, "seconds": time.monotonic() - began})
+
+
+if __name__ == "__main__":
+    bilevel.launch(main, Config())
