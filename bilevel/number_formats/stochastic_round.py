@@ -34,6 +34,8 @@ def stochastic_round(
         ([0.0, 1.0], True)
     """
     x = as_float("stochastic_round", x)
+    given = x
+    x = jnp.clip(x, *(jnp.asarray(end, x.dtype) for end in number_format.range))
     codes = number_format.encode(x)
     near = number_format.decode(codes, x.dtype)
     direction = jnp.sign(x - near)
@@ -42,4 +44,5 @@ def stochastic_round(
     gap = other - near
     part = (x - near) / jnp.where(gap == 0, 1, gap)
     goes = jax.random.uniform(key, x.shape, x.dtype) < part
-    return jnp.where(goes & (gap != 0), other, near)
+    drawn = jnp.where(goes & (gap != 0), other, near)
+    return jnp.where(jnp.isnan(given), number_format.round(given), drawn)

@@ -18,7 +18,8 @@ def activation(
     """Quantises activations by any quantiser, in a linen or nnx model or outside.
 
     Args:
-        quantizer: `clipped_ste(number_formats.binary())` for signs, `pact(4)`,
+        quantizer: any that is not for weights alone: for signs
+            `clipped_ste(number_formats.binary())`, or `pact(4)`,
             `lsq(number_formats.affine(8, signed=False))`, ...
         inputs: floats of any shape.
         learned: what the quantiser learns, a parameter of the model as a rule:
@@ -32,7 +33,7 @@ def activation(
 
     Raises:
         ValueError: inputs that are not floats; a quantiser that learns, and nothing
-            learned.
+            learned; one for weights alone.
 
     Example:
         >>> from bilevel import number_formats
@@ -47,7 +48,17 @@ def activation(
         raise ValueError(
             f"activation: {quantizer.name} learns {jax.tree.structure(expected)}, got "
             f"{jax.tree.structure(learned)}; make it by quantizer.learn(inputs), once, "
-            "as a parameter of the model."
+            "as a parameter of the model (of an nnx.Param, pass its value)."
+        )
+    if jax.eval_shape(quantizer.start, inputs, None).shape != inputs.shape:
+        raise ValueError(
+            f"activation: {quantizer.name} has several latent numbers for a weight; it "
+            "is for weights alone."
+        )
+    if quantizer.name in ("bop", "proxquant"):
+        raise ValueError(
+            f"activation: {quantizer.name} acts between the steps of an optimiser, and "
+            "is for weights alone."
         )
     at = At(jnp.asarray(step, jnp.int32), key)
     return quantizer.quantize(inputs, learned, at)

@@ -51,7 +51,8 @@ def adaste(
         alpha: by how much the wells' bottoms overshoot the levels.
         floor: the least length of a nudge, as a part of half the gap that it crosses: h
             is at most 2 / floor times g for binary weights. 0 for the plain rule.
-        scale: of the levels, from the weights, see `scales`; a constant for gradients.
+        scale: of the levels, from the weights, see `scales`; all else is in units of
+            it, and it is a constant for gradients.
         as_released: the published code's multiplier of g instead, binary weights only.
             Known defects, absent from the clean form: a sign error freezes positive
             weights that want to shrink; absolute thresholds on g, which a mean over a
@@ -94,7 +95,7 @@ def adaste(
     else:
         weights = nudged_argmin(
             lambda x, strength: bottom(levels, x, strength, alpha),
-            tilt=lambda x, _, g: crossing(levels, x, g, floor),
+            lambda x, _, g: crossing(levels, x, g, floor),
         )
 
     def rule(u: jax.Array, at: At) -> jax.Array:

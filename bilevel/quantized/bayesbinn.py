@@ -20,8 +20,8 @@ def bayesbinn(temperature: float = 1e-10, *, start: float = 10.0) -> Quantizer:
 
         dx = dw c,   c = (1 - w^2 + 1e-10) / (T (1 - tanh(x)^2 + 1e-10))
 
-    `bayesbinn_updates` is its rule x <- (1 - eta) x - eta (N dx - x_prior). The final
-    weights are sgn(x), the more likely ones.
+    `bayesbinn_updates` is its rule x <- (1 - eta) x - eta N dx, for x_prior = 0. The
+    final weights are sgn(x), the more likely ones.
 
     Args:
         temperature: T; as small as the published one weights are -1 or 1 in training,
@@ -53,10 +53,11 @@ def bayesbinn(temperature: float = 1e-10, *, start: float = 10.0) -> Quantizer:
 
     def rule(u: jax.Array, at: At) -> jax.Array:
         key = require_key("bayesbinn", at)
-        noise = jax.random.logistic(key, u.shape, u.dtype) / 2
-        drawn = (u + noise) / temperature
-        slope = (variance(drawn) + TINY) / temperature / (variance(u) + TINY)
-        return with_slope(jnp.tanh(drawn), slope, u)
+        wide = u.astype(jnp.promote_types(u.dtype, jnp.float32))
+        noise = jax.random.logistic(key, wide.shape, wide.dtype) / 2
+        drawn = (wide + noise) / temperature
+        slope = (variance(drawn) + TINY) / temperature / (variance(wide) + TINY)
+        return with_slope(jnp.tanh(drawn), slope, wide).astype(u.dtype)
 
     def first(weights: jax.Array, key: jax.Array | None) -> jax.Array:
         del key

@@ -25,7 +25,8 @@ def binary_connect(
         number_format: binary by default; others round, or draw between the two levels
             next to x, and clip to their range.
         stochastic: draw in training; the final weights are rounded.
-        scale: of the levels, from the weights, see `scales`; a constant for gradients.
+        scale: of the levels, from the weights, see `scales`; all else is in units of
+            it, and it is a constant for gradients.
 
     Returns:
         A `Quantizer`; apply `project` after each step. Cost: one rounding.
@@ -46,7 +47,8 @@ def binary_connect(
     def rule(u: jax.Array, at: At) -> jax.Array:
         if stochastic:
             key = require_key("binary_connect", at)
-            value = number_formats.stochastic_round(own, key, u)
+            wide = u.astype(jnp.promote_types(u.dtype, jnp.float32))
+            value = number_formats.stochastic_round(own, key, wide).astype(u.dtype)
         else:
             value = rounded(own, u)
         return with_slope(value, 1.0, u)
@@ -64,7 +66,7 @@ def require_key(name: str, at: At) -> jax.Array:
     """The key of a quantiser that draws."""
     if at.key is None:
         raise ValueError(
-            f"{name} draws its weights: pass key=jax.random.key(...) to "
-            "quantized.init, which keeps it in the state."
+            f"{name} draws: pass key=jax.random.key(...) to quantized.init, which "
+            "keeps it in the state, or to quantized.activation."
         )
     return at.key

@@ -80,7 +80,9 @@ def bop_flips(
         raise ValueError(f"bop_flips: threshold must not be negative, got {threshold}.")
 
     def init(params: Tree) -> Flips:
-        return Flips(jax.tree.map(jnp.zeros_like, params))
+        # A mean over many steps stalls in narrow floats.
+        wide = lambda w: jnp.promote_types(w.dtype, jnp.float32)
+        return Flips(jax.tree.map(lambda w: jnp.zeros(w.shape, wide(w)), params))
 
     def update(
         updates: Tree, state: Any, params: Tree | None = None

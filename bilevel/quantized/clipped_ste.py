@@ -1,6 +1,7 @@
 """The straight-through estimator that stops at the ends of the range."""
 
 import jax
+import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
 from bilevel.quantized.elementwise import elementwise
@@ -35,7 +36,6 @@ def clipped_ste(
     Source: Hubara et al. 2016, arXiv:1602.02830, equation 4 (for signs of activations).
 
     Example:
-        >>> import jax.numpy as jnp
         >>> from bilevel import number_formats
         >>> q = clipped_ste(number_formats.binary())
         >>> weights = lambda x: q.quantize(x, (), At(jnp.zeros((), jnp.int32)))
@@ -48,6 +48,6 @@ def clipped_ste(
     def rule(u: jax.Array, at: At) -> jax.Array:
         del at
         slope = is_within(u, *ends).astype(u.dtype)
-        return with_slope(rounded(number_format, u), slope, u)
+        return with_slope(rounded(number_format, jnp.clip(u, *ends)), slope, u)
 
     return elementwise("clipped_ste", number_format, rule, scale)

@@ -51,7 +51,7 @@ def dorefa(bits: int) -> Quantizer:
 
     def unit(latent: jax.Array) -> jax.Array:
         """Onto [0, 1]."""
-        bent = jnp.tanh(latent)
+        bent = jnp.tanh(latent.astype(jnp.promote_types(latent.dtype, jnp.float32)))
         largest = largest_or_one(jnp.max(jnp.abs(bent)))
         return bent / (2 * largest) + 0.5
 
@@ -64,8 +64,9 @@ def dorefa(bits: int) -> Quantizer:
         found = place(latent)
         # From the table, as export has it; 2 q - 1 is its value up to rounding.
         safe = jnp.where(jnp.isnan(found), 0, found)
-        level = levels.decode(safe.astype(jnp.uint8), latent.dtype)
-        return with_slope(jnp.where(jnp.isnan(found), found, level), 2.0, z)
+        level = levels.decode(safe.astype(jnp.uint8), z.dtype)
+        value = jnp.where(jnp.isnan(found), found, level)
+        return with_slope(value, 2.0, z).astype(latent.dtype)
 
     def encode(latent: jax.Array, learned: Any) -> Codes:
         del learned

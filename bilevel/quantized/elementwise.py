@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
+from bilevel.quantized.levels import ends_of
 from bilevel.quantized.quantizer import At, Codes, Quantizer, as_they_are, nothing
-from bilevel.quantized.scales import Scale, scale_of
+from bilevel.quantized.scales import Scale, require_scale, scale_of
 
 Rule = Callable[[jax.Array, At], jax.Array]
 """`(u, at) -> w`, both in units of the scale."""
@@ -35,6 +36,8 @@ def elementwise(
         start: see `Quantizer`.
         project: `(u, at) -> u`, after each step of the optimiser.
     """
+    require_scale(name, scale)
+    ends_of(name, number_format)
     to_codes = number_format.encode if encode is None else encode
 
     def own_scale(latent: jax.Array) -> jax.Array:

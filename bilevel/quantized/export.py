@@ -8,8 +8,14 @@ import numpy as np
 
 from bilevel.known import known
 from bilevel.number_formats import NumberFormat
-from bilevel.quantized.quantizer import Codes, Quantizer, decode
-from bilevel.quantized.tree import State, chosen_leaves, path_of
+from bilevel.quantized.quantizer import Codes, Quantizer
+from bilevel.quantized.tree import (
+    State,
+    chosen_leaves,
+    decoded,
+    encoded,
+    path_of,
+)
 from bilevel.trees import Tree
 
 
@@ -40,15 +46,14 @@ class Exported(NamedTuple):
             jnp.asarray(self.offset),
             None if self.levels is None else jnp.asarray(self.levels),
         )
-        own = self.number_format
-        return jax.jit(lambda codes: decode(own, codes, self.dtype))(codes)
+        return decoded(self.number_format, codes, self.dtype)
 
     @property
     def num_bits(self) -> int:
         """Codes packed without gaps, scale, offset (if there is one) and levels."""
-        extras = [self.scale, self.levels]
-        if np.any(self.offset):
-            extras.append(self.offset)
+        extras = [self.levels]
+        extras += [self.scale] if np.any(self.scale != 1) else []
+        extras += [self.offset] if np.any(self.offset) else []
         floats = sum(x.size * x.dtype.itemsize for x in extras if x is not None)
         return self.codes.size * self.number_format.bits + 8 * floats
 
@@ -62,13 +67,13 @@ class Export(NamedTuple):
     """
 
     quantized: dict[str, Exported]
-    rest: dict[str, np.ndarray]
+    rest: dict[str, Any]
 
     @property
     def num_bytes(self) -> int:
         """Size of all, codes packed."""
         bits = sum(x.num_bits for x in self.quantized.values())
-        return -(-bits // 8) + sum(x.nbytes for x in self.rest.values())
+        return -(-bits // 8) + _size_of(self.rest)
 
     def params(self, like: Tree) -> Tree:
         """The weights in a tree, for inference.
@@ -98,22 +103,27 @@ class Export(NamedTuple):
             for path, x in self.quantized.items()
         ]
         total = sum(x.codes.size for x in self.quantized.values())
-        floats = 4 * total + sum(x.nbytes for x in self.rest.values())
+        floats = 4 * total + _size_of(self.rest)
         lines.append(f"{self.num_bytes} bytes; {floats} with float32 weights")
         return "\n".join(lines)
 
 
-def export(quantizer: Quantizer, state: State, latent: Tree) -> Export:
+def export(
+    quantizer: Quantizer,
+    state: State,
+    latent: Tree,
+    *others: tuple[Quantizer, State],
+) -> Export:
     """Integers and scales of the final weights; not for use inside of jit.
 
     Args:
         quantizer: as in `quantized.init`.
         state: with the scales that were learned.
         latent: the latent weights.
+        others: more quantisers of the same tree, each with its state.
 
     Returns:
-        An `Export`: `export(...).params(latent)` equals `final(...)`, bit by bit. A
-        tree with several quantisers has one for each.
+        An `Export`: `export(...).params(latent)` equals `final(...)`, bit by bit.
 
     Raises:
         ValueError: latent weights or scales that are not finite; a scale that is not
@@ -128,29 +138,41 @@ def export(quantizer: Quantizer, state: State, latent: Tree) -> Export:
         >>> made.codes.tolist(), round(float(made.scale), 3)
         ([[7, -2]], 0.1)
     """
-    chosen = chosen_leaves(state, latent)
-    encode = jax.jit(quantizer.encode)
     found = {}
-    for path, leaf in chosen.items():
-        if known(leaf) is None:
-            raise ValueError(f"export: {path} is traced; call it outside of jit.")
-        codes = encode(jnp.asarray(leaf), state.learned[path])
-        levels = None if codes.levels is None else np.asarray(codes.levels)
-        found[path] = Exported(
-            np.asarray(codes.codes),
-            np.asarray(codes.scale),
-            np.asarray(codes.offset),
-            levels,
-            quantizer.number_format,
-            jnp.asarray(leaf).dtype,
-        )
-        _require_numbers(path, leaf, found[path])
+    for own, known_of in ((quantizer, state), *others):
+        for path, leaf in chosen_leaves(known_of, latent).items():
+            found[path] = _exported(own, path, leaf, known_of.learned[path])
     rest = {
-        path_of(path): np.asarray(leaf)
+        path_of(path): leaf if _is_key(leaf) else np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(latent)
         if path_of(path) not in found
     }
     return Export(found, rest)
+
+
+def _exported(own: Quantizer, path: str, leaf: jax.Array, learned: Tree) -> Exported:
+    if known(leaf) is None:
+        raise ValueError(f"export: {path} is traced; call it outside of jit.")
+    codes = encoded(own, jnp.asarray(leaf), learned)
+    made = Exported(
+        np.asarray(codes.codes),
+        np.asarray(codes.scale),
+        np.asarray(codes.offset),
+        None if codes.levels is None else np.asarray(codes.levels),
+        own.number_format,
+        jnp.asarray(leaf).dtype,
+    )
+    _require_numbers(path, leaf, made)
+    return made
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _size_of(rest: dict[str, Any]) -> int:
+    """In bytes; keys, which inference has no use for, are not counted."""
+    return sum(x.nbytes for x in rest.values() if isinstance(x, np.ndarray))
 
 
 def _require_numbers(path: str, latent: jax.Array, made: Exported) -> None:
@@ -164,6 +186,13 @@ def _require_numbers(path: str, latent: jax.Array, made: Exported) -> None:
     if not np.all((scale > 0) & np.isfinite(scale)):
         raise ValueError(
             f"export: the scale of {path} must be positive and finite, got "
-            f"{scale.min()} to {scale.max()}; a learned one went below zero: take a "
-            "smaller learning rate for it."
+            f"{scale.min()} to {scale.max()}; if it is learned, take a smaller "
+            "learning rate for it."
+        )
+    weights = np.asarray(made.decode(), np.float64)
+    if not np.all(np.isfinite(weights)):
+        raise ValueError(
+            f"export: {np.sum(~np.isfinite(weights))} weights of {path} are not "
+            f"finite: {made.number_format.name} has no level for them (take "
+            "saturating=True, or a larger scale), or a learned offset or level is none."
         )

@@ -15,7 +15,7 @@ from bilevel.quantized.quantizer import (
     as_they_are,
     unchanged,
 )
-from bilevel.quantized.scales import Scale, max_abs, scale_of
+from bilevel.quantized.scales import Scale, max_abs, require_scale, scale_of
 
 
 class Codebook(NamedTuple):
@@ -58,6 +58,7 @@ def learned_levels(number_format: NumberFormat, scale: Scale = max_abs) -> Quant
             f"learned_levels: at most 8 bits, got {number_format.name} of "
             f"{number_format.bits}."
         )
+    require_scale("learned_levels", scale)
     first = levels_of(number_format).values
 
     def learn(weights: jax.Array) -> Codebook:

@@ -15,7 +15,7 @@ from bilevel.quantized.quantizer import (
     as_they_are,
     unchanged,
 )
-from bilevel.quantized.scales import Scale, max_abs, scale_of
+from bilevel.quantized.scales import Scale, max_abs, require_scale, scale_of
 
 
 class LogScale(NamedTuple):
@@ -61,6 +61,7 @@ def learned_scale(number_format: NumberFormat, scale: Scale = max_abs) -> Quanti
         0.5
     """
     ends = ends_of("learned_scale", number_format)
+    require_scale("learned_scale", scale)
 
     def learn(weights: jax.Array) -> LogScale:
         wide = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))

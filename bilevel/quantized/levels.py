@@ -43,12 +43,17 @@ class Levels(NamedTuple):
         return self.of_cell(x, self.values)
 
 
-def levels_of(number_format: NumberFormat) -> Levels:
+def levels_of(number_format: NumberFormat, max_bits: int = 16) -> Levels:
     """The levels of a format without scale.
 
     Raises:
-        ValueError: levels that are not in one row, are less than two, or not listed.
+        ValueError: more bits; levels that are not in one row, or are less than two.
     """
+    if number_format.bits > max_bits:
+        raise ValueError(
+            f"expected a format of at most {max_bits} bits, got {number_format.name} "
+            f"of {number_format.bits}."
+        )
     values = number_format.levels()
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(

@@ -19,7 +19,7 @@ from bilevel.quantized.quantizer import (
     unchanged,
     with_slope,
 )
-from bilevel.quantized.scales import greatest, largest_or_one
+from bilevel.quantized.scales import channel_axes, greatest, largest_or_one
 
 
 class LearnedScale(NamedTuple):
@@ -51,7 +51,8 @@ def lsq(
         number_format: published: `affine(k)` for weights, `affine(k, signed=False)` for
             activations behind a relu; here any, without scale.
         per_channel: a scale for each output channel, the last axis.
-        scale_gradient: multiply ds by f, as published.
+        scale_gradient: multiply ds by f, as published. N counts all numbers, those of
+            a batch of activations, too, where the paper has the features alone.
 
     Returns:
         A `Quantizer` that learns a `LearnedScale`, at first 2 mean |x| / sqrt(Qp) of
@@ -75,7 +76,7 @@ def lsq(
     top = greatest_positive(number_format)
 
     def learn(weights: jax.Array) -> LearnedScale:
-        axes = tuple(range(weights.ndim - 1)) if per_channel else None
+        axes = channel_axes(weights, per_channel)
         size = jnp.mean(jnp.abs(weights), axes, keepdims=per_channel)
         wide = jnp.promote_types(weights.dtype, jnp.float32)
         return LearnedScale(largest_or_one(2 * size.astype(wide) / math.sqrt(top)))

@@ -26,7 +26,7 @@ def mirror_descent_softmax(
     form, x <- x - eta dF/du; see `mirror_descent_tanh`.
 
     Args:
-        number_format: with the n levels; without scale, at most 16 bits.
+        number_format: with the n levels; without scale, at most 8 bits.
         kappa: the inverse temperature, or a schedule of it. Published (MD-softmax-S):
             times 1.02 every 200 steps.
 
@@ -34,7 +34,7 @@ def mirror_descent_softmax(
         A `Quantizer` with latent weights `[..., n]`, see `softmax_projection`.
 
     Raises:
-        ValueError: kappa that is not positive, a format whose levels are not listed.
+        ValueError: kappa that is not positive, a format of more than 8 bits.
 
     Source: Ajanthan et al. 2021, arXiv:1910.08237, algorithm 1 (MD-softmax-S).
 
@@ -47,7 +47,7 @@ def mirror_descent_softmax(
         [-1.0, 1.0]
     """
     positive("mirror_descent_softmax: kappa", kappa)
-    levels = levels_of(number_format)
+    levels = levels_of(number_format, max_bits=8)
 
     def quantize(latent: jax.Array, learned: Any, at: At) -> jax.Array:
         del learned

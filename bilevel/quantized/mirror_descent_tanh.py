@@ -32,16 +32,17 @@ def mirror_descent_tanh(
     primal ones stick at a level once they round to it.
 
     Args:
-        number_format: with the levels; without scale, at most 16 bits.
+        number_format: with the n levels; without scale, at most 8 bits.
         kappa: the inverse temperature, or a schedule of it. Published (MD-tanh-S):
             times 1.02 every 200 steps, Adam of 1e-3.
-        scale: of the levels, from the weights, see `scales`; a constant for gradients.
+        scale: of the levels, from the weights, see `scales`; all else is in units of
+            it, and it is a constant for gradients.
 
     Returns:
-        A `Quantizer`. Cost: s once.
+        A `Quantizer`. Cost: s once, n - 1 tanh a weight.
 
     Raises:
-        ValueError: kappa that is not positive, a format whose levels are not listed.
+        ValueError: kappa that is not positive, a format of more than 8 bits.
 
     Source: Ajanthan et al. 2021, arXiv:1910.08237, algorithm 1 (MD-tanh-S).
 
@@ -54,7 +55,7 @@ def mirror_descent_tanh(
         1.0
     """
     positive("mirror_descent_tanh: kappa", kappa)
-    levels = levels_of(number_format)
+    levels = levels_of(number_format, max_bits=8)
 
     def rule(u: jax.Array, at: At) -> jax.Array:
         strength = value_at(kappa, at.step).astype(u.dtype)

@@ -16,28 +16,27 @@ Tilt: TypeAlias = Callable[[jax.Array, Tree, jax.Array], jax.Array]
 """`(x, theta, g) -> t`: beta g, with a beta of each weight's own; 0 is the limit."""
 
 
-def nudged_argmin(
-    solution: Solution, *, tilt: Tilt | None = None, beta: float = 0.0
-) -> Solution:
+def nudged_argmin(solution: Solution, tilt: Tilt) -> Solution:
     """s(x) = argmin over w of G(w, x), and its pull-back by finite nudges.
 
     x enters G as -w x: in mirror form, Psi(w) - w x, or in proximal form,
     (w - x)^2 / 2 + R(w). A tilt t of the inner objective is then a shift of x, and with
     t = beta g the core's nudged rule is
 
-        h = [s(x) - s(x - beta g)] / beta,   s'(x) g for beta = 0
+        h = [s(x) - s(x - beta g)] / beta,   s'(x) g where t = 0
+
+    Its second derivative is not symmetric where t is not 0: no CG through it.
 
     Args:
-        solution: s; elementwise, if there is a tilt.
+        solution: s; elementwise, unless all tilts are 0.
         tilt: chooses t = beta g of each element, a beta of its own; 0 for the limit.
-        beta: one for all, where there is no tilt.
 
     Returns:
-        `(x, theta) -> w`; theta gets no gradient. Cost: s twice, and with a tilt or
-        beta = 0 its derivative once.
+        `(x, theta) -> w`, for reverse mode; theta gets no gradient. Cost: s twice and
+        its derivative once.
 
     Source: Le et al. 2022, arXiv:2112.02880, equations 8 to 10; the rule is
-    `hypergradients.nudged`.
+    `hypergradients.nudged(tilt=...)`.
     """
 
     def shifted(start: Tree, outer: Any, batch: None, tilts: jax.Array) -> jax.Array:
@@ -48,19 +47,13 @@ def nudged_argmin(
     def chosen(inner: jax.Array, outer: Any, cotangent: jax.Array) -> jax.Array:
         del inner
         x, theta = outer
-        if tilt is None:
-            return jnp.zeros_like(cotangent)
         return tilt(x, theta, cotangent).astype(cotangent.dtype)
 
-    if beta:
-        rule = hypergradients.nudged(beta, centred=False, normalise=False)
-    else:
-        rule = hypergradients.nudged(tilt=chosen)
     # The part of G that x enters, which is all that a pull-back needs of it.
     solve = argmin(
         lambda w, outer, _: -jnp.sum(w * outer[0]),
         inner_solvers.closed_form(shifted, tilted=True, differentiable=True),
-        rule,
+        hypergradients.nudged(tilt=chosen),
         on_untrustworthy="ignore",
     )
 

@@ -34,7 +34,8 @@ def proxquant(
             times the number of the epoch, from weights of a trained network, with Adam
             of 0.01; after two thirds of the epochs weights are rounded and frozen.
         form: l1 is published for binary, l2 for ternary weights.
-        scale: of the levels, from the weights, see `scales`; a constant for gradients.
+        scale: of the levels, from the weights, see `scales`; all else is in units of
+            it, and it is a constant for gradients.
 
     Returns:
         A `Quantizer`. Cost: one prox for a step.

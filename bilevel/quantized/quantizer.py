@@ -5,7 +5,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from bilevel.known import known
 from bilevel.number_formats import NumberFormat
 from bilevel.trees import Tree
 
@@ -72,10 +74,11 @@ def value_at(schedule: Schedule, step: jax.Array) -> jax.Array:
 
 
 def positive(name: str, schedule: Schedule) -> None:
-    """Raises `ValueError` for a constant, or a schedule's first value, below zero."""
+    """Raises `ValueError` for a constant, or a schedule's first value, not above 0."""
     first = schedule(jnp.zeros((), jnp.int32)) if callable(schedule) else schedule
-    if not float(first) > 0:
-        raise ValueError(f"{name} must be positive, got {float(first)}.")
+    given = known(first)
+    if given is not None and not np.all(given > 0):
+        raise ValueError(f"{name} must be positive, got {given}.")
 
 
 def as_latent(name: str, weights: jax.Array) -> jax.Array:
@@ -140,5 +143,5 @@ def rounded(number_format: NumberFormat, u: jax.Array) -> jax.Array:
 
 def is_within(u: jax.Array, least: float, most: float) -> jax.Array:
     """Whether u lies in a range, up to rounding: max |x| / max_abs is at its end."""
-    slack = 1 + 4 * float(jnp.finfo(u.dtype).eps)
-    return (slack * least <= u) & (u <= slack * most)
+    slack = 4 * float(jnp.finfo(u.dtype).eps)
+    return (least - slack * abs(least) <= u) & (u <= most + slack * abs(most))

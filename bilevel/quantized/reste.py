@@ -19,7 +19,7 @@ from bilevel.quantized.quantizer import (
     value_at,
     with_slope,
 )
-from bilevel.quantized.scales import Scale, scale_of
+from bilevel.quantized.scales import Scale, require_scale, scale_of
 
 LEAST, MOST = 0.1, 1.5  # where the slope is cut off, as published
 
@@ -35,7 +35,8 @@ def reste(power: Schedule = 3.0, *, scale: Scale | None = None) -> Quantizer:
 
     Args:
         power: o, at least 1, or a schedule of it; published: `reste_schedule`.
-        scale: a, a constant for gradients; published: `scales.mean_abs`.
+        scale: a, a constant for gradients; x is not divided by it. Published:
+            `scales.mean_abs`.
 
     Returns:
         A `Quantizer`, for weights and for signs of activations.
@@ -53,6 +54,7 @@ def reste(power: Schedule = 3.0, *, scale: Scale | None = None) -> Quantizer:
     """
     if not callable(power) and not power >= 1:
         raise ValueError(f"reste: power must be at least 1, got {power}.")
+    require_scale("reste", scale)
     sign = number_formats.binary()
 
     def own_scale(x: jax.Array) -> jax.Array:

@@ -20,28 +20,24 @@ from bilevel.quantized.quantizer import (
 )
 
 
-def softmax_projection(
-    number_format: NumberFormat, kappa: Schedule = 1.0, *, beta: float = 0.0
-) -> Quantizer:
+def softmax_projection(number_format: NumberFormat, kappa: Schedule = 1.0) -> Quantizer:
     """w = <levels, u>, u = argmin over the simplex of <u, log u> / kappa - <u, x>.
 
     Each weight has a latent number for each level: u = softmax(kappa x) says how much
     of it is at which, and comes to one of them as kappa -> inf. The pull-back to x is
-    that of a nudge beta of u; of beta -> 0 it is kappa (diag(u) - u u') g.
+    that of a nudge beta -> 0 of u: kappa (diag(u) - u u') g.
 
     Args:
-        number_format: with the n levels; without scale, at most 16 bits.
+        number_format: with the n levels; without scale, at most 8 bits.
         kappa: the inverse temperature, or a schedule of it. Published: times 1.02 every
             200 steps.
-        beta: the nudge; 0 for its limit.
 
     Returns:
         A `Quantizer` with latent weights `[..., n]` for weights `[...]`, which start at
         -|w - level| for given real weights w. Cost: softmax twice, its derivative once.
 
     Raises:
-        ValueError: kappa that is not positive, a negative beta, a format whose levels
-            are not listed.
+        ValueError: kappa that is not positive, a format of more than 8 bits.
 
     Source: Ajanthan et al. 2019, arXiv:1812.04353, equations 8 to 10.
 
@@ -55,10 +51,11 @@ def softmax_projection(
         [1.0, 0.0]
     """
     positive("softmax_projection: kappa", kappa)
-    if not beta >= 0:
-        raise ValueError(f"softmax_projection: beta must not be negative, got {beta}.")
-    levels = levels_of(number_format)
-    simplex = nudged_argmin(lambda x, strength: jax.nn.softmax(strength * x), beta=beta)
+    levels = levels_of(number_format, max_bits=8)
+    simplex = nudged_argmin(
+        lambda x, strength: jax.nn.softmax(strength * x),
+        lambda x, _, g: jnp.zeros_like(g),
+    )
 
     def quantize(latent: jax.Array, learned: Any, at: At) -> jax.Array:
         del learned
@@ -89,4 +86,5 @@ def on_simplex(
 
 def mean_level(levels: Levels, parts: jax.Array) -> jax.Array:
     """The mean of the levels with the weights `parts`, `[..., n] -> [...]`."""
-    return parts @ jnp.asarray(levels.values, parts.dtype)
+    values = jnp.asarray(levels.values, parts.dtype)
+    return jnp.matmul(parts, values, precision="highest")

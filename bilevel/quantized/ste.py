@@ -14,7 +14,8 @@ def ste(number_format: NumberFormat, *, scale: Scale | None = None) -> Quantizer
     A surrogate gradient: the derivative of the forward map is 0 almost everywhere.
 
     Args:
-        number_format: what is rounded to, as it rounds; any, without scale.
+        number_format: what is rounded to, as it rounds; any, without scale. One that
+            overflows to infinity or NaN does so here: take `saturating=True`.
         scale: s, of the levels, from the weights, see `scales`; a constant for
             gradients.
 

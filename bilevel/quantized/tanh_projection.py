@@ -32,18 +32,19 @@ def tanh_projection(
     weights kappa (1 - w^2) g, which vanishes where s saturates.
 
     Args:
-        number_format: with the levels; without scale, at most 16 bits.
+        number_format: with the n levels; without scale, at most 8 bits.
         kappa: the inverse temperature, or a schedule of it. Published: times 1.02 every
             200 steps, `optax.exponential_decay(1.0, 200, 1.02, staircase=True)`.
-        beta: the nudge; 0 for its limit.
-        scale: of the levels, from the weights, see `scales`; a constant for gradients.
+        beta: the nudge; 0 for its limit, which those too small for the dtype have.
+        scale: of the levels, from the weights, see `scales`; all else is in units of
+            it, and it is a constant for gradients.
 
     Returns:
-        A `Quantizer`. Cost: s twice and its derivative once.
+        A `Quantizer`. Cost: s twice and its derivative once, each n - 1 tanh a weight.
 
     Raises:
-        ValueError: kappa that is not positive, a negative beta, a format whose levels
-            are not listed.
+        ValueError: kappa that is not positive, a negative beta, a format of more than 8
+            bits.
 
     Source: Ajanthan et al. 2019, arXiv:1812.04353 (PMF); the tanh form: Ajanthan et al.
     2021, arXiv:1910.08237.
@@ -59,9 +60,10 @@ def tanh_projection(
     positive("tanh_projection: kappa", kappa)
     if not beta >= 0:
         raise ValueError(f"tanh_projection: beta must not be negative, got {beta}.")
-    levels = levels_of(number_format)
+    levels = levels_of(number_format, max_bits=8)
     weights = nudged_argmin(
-        lambda x, strength: staircase(levels, x, strength), beta=beta
+        lambda x, strength: staircase(levels, x, strength),
+        lambda x, strength, g: finite(x, strength, beta * g),
     )
 
     def rule(u: jax.Array, at: At) -> jax.Array:
@@ -76,10 +78,16 @@ def tanh_projection(
     )
 
 
+def finite(x: jax.Array, kappa: jax.Array, tilt: jax.Array) -> jax.Array:
+    """The tilt, but 0, its limit, where a difference would be lost to rounding."""
+    least = jnp.sqrt(jnp.finfo(x.dtype).eps) * jnp.maximum(jnp.abs(x), 1 / kappa)
+    return jnp.where(jnp.abs(tilt) < least, 0, tilt)
+
+
 def staircase(levels: Levels, x: jax.Array, kappa: jax.Array) -> jax.Array:
     """Steps of tanh between the levels; tanh(kappa x) for -1 and 1."""
-    middle = float(levels.values[0] / 2 + levels.values[-1] / 2)
     half_gaps = along_last(np.diff(levels.values) / 2, x)
-    boundaries = along_last(levels.boundaries, x)
-    steps = half_gaps * jnp.tanh(kappa * (x[..., None] - boundaries))
-    return middle + jnp.sum(steps, -1)
+    past = x[..., None] - along_last(levels.boundaries, x)
+    # What is missing to the nearest level: a sum of all steps rounds small ones off.
+    missing = half_gaps * (jnp.tanh(kappa * past) - jnp.where(past < 0, -1, 1))
+    return levels.nearest(x) + jnp.sum(missing, -1)

@@ -1,7 +1,10 @@
 """Quantisers on trees of parameters: init, apply, final, project, advance."""
 
 import re
+import zlib
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -9,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.known import known
-from bilevel.quantized.quantizer import At, Quantizer, as_latent, decode
+from bilevel.number_formats import NumberFormat
+from bilevel.quantized.quantizer import At, Codes, Quantizer, as_latent, decode
 from bilevel.trees import Tree
 
 Where: TypeAlias = str | Callable[[str, jax.Array], bool]
@@ -65,10 +69,10 @@ def init(
     """
     chosen = _chosen(params, where)
     learned, latent = {}, dict(chosen)
-    for index, (path, leaf) in enumerate(chosen.items()):
+    for path, leaf in chosen.items():
         weights = as_latent(path, leaf)
         _require_finite(path, weights)
-        own = None if key is None else jax.random.fold_in(key, index)
+        own = _key_of(key, path)
         latent[path] = quantizer.start(weights, own)
         learned[path] = quantizer.learn(weights)
     return _replaced(params, latent), State(jnp.zeros((), jnp.int32), key, learned)
@@ -92,17 +96,30 @@ def apply(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
 
 
 def final(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
-    """The weights that are deployed, exactly those of `export`: scaled levels.
+    """The weights that are deployed: scaled levels, bit by bit those of `export`.
 
-    For quantisers that come to levels only at the end of their schedule it rounds.
+    Inside of a larger compiled program scales may differ by a rounding unit. For
+    quantisers that come to levels only at the end of their schedule it rounds.
     """
 
     def deployed(leaf: jax.Array, learned: Tree, at: At) -> jax.Array:
         del at
-        codes = quantizer.encode(leaf, learned)
-        return decode(quantizer.number_format, codes, leaf.dtype)
+        codes = encoded(quantizer, leaf, learned)
+        return decoded(quantizer.number_format, codes, leaf.dtype)
 
     return _mapped(state, latent, deployed)
+
+
+@partial(jax.jit, static_argnums=0)
+def encoded(quantizer: Quantizer, leaf: jax.Array, learned: Tree) -> Codes:
+    """`Quantizer.encode` as one compiled program, the same for `final` and `export`."""
+    return quantizer.encode(leaf, learned)
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def decoded(number_format: NumberFormat, codes: Codes, dtype: Any) -> jax.Array:
+    """`decode` as one compiled program."""
+    return decode(number_format, codes, dtype)
 
 
 def project(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
@@ -135,7 +152,9 @@ def chosen_leaves(state: State, latent: Tree) -> dict[str, jax.Array]:
 
 
 def path_of(keys: Any) -> str:
-    """A path of jax as a string, `Dense_0/kernel`."""
+    """A path of jax as a string, `Dense_0/kernel`, without the `value` of nnx."""
+    if keys and keys[-1] == jax.tree_util.GetAttrKey("value"):
+        keys = keys[:-1]
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
@@ -147,11 +166,17 @@ def _mapped(
     if key is not None:
         key = jax.random.fold_in(key, state.step)
     new = {}
-    for index, (path, leaf) in enumerate(found.items()):
-        own = None if key is None else jax.random.fold_in(key, index)
-        learned = state.learned[path]
+    for path, leaf in found.items():
+        own, learned = _key_of(key, path), state.learned[path]
         new[path] = function(as_latent(path, leaf), learned, At(state.step, own))
     return _replaced(latent, new)
+
+
+def _key_of(key: jax.Array | None, path: str) -> jax.Array | None:
+    """A key for each path: two quantisers of one tree must not draw the same."""
+    if key is None:
+        return None
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def _chosen(params: Tree, where: Where) -> dict[str, jax.Array]:
@@ -173,7 +198,13 @@ def _chosen(params: Tree, where: Where) -> dict[str, jax.Array]:
 
 def _leaves(tree: Tree) -> dict[str, jax.Array]:
     found = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(path): leaf for path, leaf in found}
+    leaves = {path_of(path): leaf for path, leaf in found}
+    if len(leaves) < len(found):
+        twice = [
+            path for path, n in Counter(path_of(p) for p, _ in found).items() if n > 1
+        ]
+        raise ValueError(f"several leaves have the path {twice}; rename their parts.")
+    return leaves
 
 
 def _replaced(tree: Tree, new: dict[str, jax.Array]) -> Tree:

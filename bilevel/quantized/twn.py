@@ -15,7 +15,7 @@ from bilevel.quantized.quantizer import (
     unchanged,
     with_slope,
 )
-from bilevel.quantized.scales import largest_or_one
+from bilevel.quantized.scales import channel_axes, largest_or_one
 
 
 def twn(*, threshold: float = 0.7, per_channel: bool = False) -> Quantizer:
@@ -47,7 +47,8 @@ def twn(*, threshold: float = 0.7, per_channel: bool = False) -> Quantizer:
 
     def parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Levels -1, 0, 1, and a."""
-        axes = tuple(range(x.ndim - 1)) if per_channel else None
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        axes = channel_axes(x, per_channel)
         size = jnp.abs(x)
         least = threshold * jnp.mean(size, axes, keepdims=per_channel)
         # NaN stays: it is not less.
@@ -61,7 +62,7 @@ def twn(*, threshold: float = 0.7, per_channel: bool = False) -> Quantizer:
         del learned, at
         level, a = parts(latent)
         is_inside = (jnp.abs(latent) <= 1).astype(latent.dtype)
-        return with_slope(a * level, is_inside, latent)
+        return with_slope((a * level).astype(latent.dtype), is_inside, latent)
 
     def encode(latent: jax.Array, learned: Any) -> Codes:
         del learned

@@ -45,16 +45,19 @@ def xnor(*, per_channel: bool = True) -> Quantizer:
 
     def quantize(latent: jax.Array, learned: Any, at: At) -> jax.Array:
         del learned, at
+        dtype = latent.dtype
+        latent = latent.astype(jnp.promote_types(dtype, jnp.float32))
         signs = sign.round(latent)
         # Not mean_abs of latent: the derivative of |x| at 0 is sgn(0) = 1 here.
         size = with_slope(jnp.abs(latent), signs, latent)
         a = mean_abs(sign, size, per_channel=per_channel)
         is_inside = (jnp.abs(latent) <= 1).astype(latent.dtype)
-        return a * with_slope(signs, is_inside, latent)
+        return (a * with_slope(signs, is_inside, latent)).astype(dtype)
 
     def encode(latent: jax.Array, learned: Any) -> Codes:
         del learned
-        a = mean_abs(sign, latent, per_channel=per_channel)
+        wide = latent.astype(jnp.promote_types(latent.dtype, jnp.float32))
+        a = mean_abs(sign, wide, per_channel=per_channel)
         return Codes(sign.encode(latent), a, jnp.zeros_like(a))
 
     return Quantizer("xnor", sign, as_they_are, nothing, quantize, encode, unchanged)

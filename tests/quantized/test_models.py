@@ -75,10 +75,7 @@ def test_nnx():
     model, q = Nnx(nnx.Rngs(0)), quantized.xnor()
     graph, params = nnx.split(model, nnx.Param)
     latent, state = quantized.init(q, params)
-    assert [path.split("/")[:2] for path in sorted(state.learned)] == [
-        ["first", "kernel"],
-        ["second", "kernel"],
-    ]
+    assert sorted(state.learned) == ["first/kernel", "second/kernel"]
 
     @jax.jit
     def loss(latent):
@@ -139,6 +136,16 @@ def test_size_in_bytes():
     assert made.quantized["kernel"].num_bits == 21 * 4 + 3 * 32
     assert made.num_bytes == -(-21 * 4 // 8) + 3 * 4 + 3 * 4
     assert "35 bytes; 96 with float32 weights" in str(made)
+    # Two quantisers of one tree, and signs without a scale.
+    more = {**params, "last": jnp.ones((8, 3), jnp.float32)}
+    sign = quantized.clipped_ste(BINARY)
+    (_, first), (_, second) = (
+        quantized.init(q, more),
+        quantized.init(sign, more, "last"),
+    )
+    whole = quantized.export(q, first, more, (sign, second))
+    assert whole.num_bytes == made.num_bytes + 3
+    assert sorted(whole.quantized) == ["kernel", "last"]
 
 
 def test_hypergradient_of_a_smooth_quantiser():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from quantized.quantizers import ALWAYS_LEVELS, QUANTIZERS
 
-from bilevel import iterate, quantized
+from bilevel import iterate, number_formats, quantized
 from bilevel.experiments import checkpoint
 
 KEY = jax.random.key(0)
@@ -192,3 +192,89 @@ def test_bad_trees():
         latent, state = quantized.init(QUANTIZERS[name], {"kernel": jnp.ones(3)})
         with pytest.raises(ValueError, match="pass key="):
             quantized.apply(QUANTIZERS[name], state, latent)
+    both = {"a/kernel": jnp.ones(2), "a": {"kernel": jnp.zeros(2)}}
+    with pytest.raises(
+        ValueError, match=r"several leaves have the path \['a/kernel'\]"
+    ):
+        quantized.init(QUANTIZERS["bop"], both)
+
+
+@pytest.mark.parametrize("name", ["xnor", "twn", "lsq", "ste_of_channels"])
+def test_channels_need_two_axes(name):
+    def run():
+        latent, state = quantized.init(QUANTIZERS[name], {"kernel": jnp.ones(5)})
+        return quantized.apply(QUANTIZERS[name], state, latent)
+
+    with pytest.raises(ValueError, match=r"needs weights \[..., out\]"):
+        run()
+
+
+def test_draws_differ_between_leaves_steps_and_quantisers():
+    q = QUANTIZERS["binary_connect_drawn"]
+    params = {
+        "a": {"kernel": jnp.full((8, 8), 0.5)},
+        "b": {"kernel": jnp.full((8, 8), 0.5)},
+    }
+    latent, state = quantized.init(q, params, key=KEY)
+    one = quantized.apply(q, state, latent)
+    assert np.any(one["a"]["kernel"] != one["b"]["kernel"])
+    later = quantized.apply(q, quantized.advance(state), latent)
+    assert np.any(one["a"]["kernel"] != later["a"]["kernel"])
+    (_, first), (_, second) = (quantized.init(q, params, w, key=KEY) for w in "ab")
+    pair = quantized.apply(q, second, quantized.apply(q, first, latent))
+    assert np.any(pair["a"]["kernel"] != pair["b"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    "name", ["reste", "lsq_plus", "xnor", "pact", "twn", "ste_posit"]
+)
+def test_final_is_the_export_where_it_is_not_compiled(name):
+    quantizer = QUANTIZERS[name]
+    kernel = jax.random.normal(KEY, (77, 13), jnp.float32)
+    latent, state = quantized.init(quantizer, {"kernel": kernel}, key=KEY)
+    final = quantized.final(quantizer, state, latent)
+    exported = quantized.export(quantizer, state, latent)
+    chex.assert_trees_all_equal(exported.params(latent), final)
+
+
+@pytest.mark.parametrize("name", ["ste", "xnor", "twn", "dorefa", "approx_sign"])
+def test_narrow_latent_weights_are_worked_on_in_float32(name):
+    kernel = jax.random.normal(KEY, (64, 33)).astype(jnp.bfloat16)
+    codes = []
+    for own in (kernel, kernel.astype(jnp.float32)):
+        latent, state = quantized.init(QUANTIZERS[name], {"kernel": own})
+        made = quantized.export(QUANTIZERS[name], state, latent)
+        codes.append(made.quantized["kernel"].codes)
+    np.testing.assert_array_equal(*codes)
+
+
+def test_levels_that_are_no_numbers_are_not_exported():
+    q = quantized.ste(number_formats.by_name("float8_e4m3fn"), scale=0.001)
+    latent, state = quantized.init(q, {"kernel": jnp.array([0.1, 1.0])})
+    with pytest.raises(ValueError, match="1 weights of kernel are not finite"):
+        quantized.export(q, state, latent)
+    clipped = quantized.clipped_ste(number_formats.by_name("float8_e4m3fn"))
+    latent, state = quantized.init(clipped, {"kernel": jnp.array([500.0])})
+    assert quantized.apply(clipped, state, latent)["kernel"].tolist() == [448.0]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan])
+def test_bad_scales(scale):
+    for make in (quantized.ste, quantized.learned_scale, quantized.learned_levels):
+        with pytest.raises(ValueError, match="scale must be positive and finite"):
+            make(number_formats.symmetric(3), scale=scale)
+    q = quantized.ste(number_formats.symmetric(3), scale=jnp.ones((3, 1, 1)))
+    latent, state = quantized.init(q, {"kernel": jnp.ones((5, 4))})
+    with pytest.raises(ValueError, match="does not broadcast"):
+        quantized.apply(q, state, latent)
+
+
+def test_strengths_may_be_traced():
+    x = jnp.linspace(-1, 1, 5)
+
+    def weights(kappa):
+        q = quantized.tanh_projection(number_formats.binary(), kappa)
+        return q.quantize(x, (), quantized.At(jnp.zeros((), jnp.int32)))
+
+    got = jax.jit(jax.vmap(weights))(jnp.array([1.0, 3.0]))
+    np.testing.assert_allclose(got, np.tanh(np.outer([1.0, 3.0], x)), rtol=1e-12)
