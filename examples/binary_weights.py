@@ -1,37 +1,28 @@
 """A network with weights of exactly -1 and +1 on digits, by AdaSTE (Le et al. 2022).
 
-They minimise (w - x)^2 + rho (|w| - 1 - alpha)^2; a nudge tells what a flip is worth.
+Wells around -1 and 1 grow; a nudge across their boundary tells what a flip is worth.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import argmin, datasets, hypergradients, inner_solvers, iterate, launch
+from bilevel import datasets, iterate, launch, number_formats, quantized
 from bilevel.experiments import Run, config
 
-SHAPES, RHO, ALPHA, FLOOR = ((64, 256), (256, 256), (256, 10)), 200.0, 0.01, 0.5
-well = lambda w, x, s: jnp.sum((w - x) ** 2 + s[0] * (abs(w) - 1 - s[1]) ** 2) / 2
-pull = lambda x, rho, alpha: x + rho * (1 + alpha) * jnp.where(x < 0, -1, 1)
-bottom = lambda w0, x, s, tilt: jnp.clip(pull(x - tilt, *s) / (1 + s[0]), -1, 1)
-past = lambda x: jnp.sign(x) * jnp.maximum(jnp.nextafter(abs(x), jnp.inf), FLOOR)
-across = lambda w, x, v: jnp.where(x * v > 0, past(x), 0)  # 0 stands for the limit
-solver = inner_solvers.closed_form(bottom, tilted=True, differentiable=True)
-rule = hypergradients.nudged(tilt=across)
-solve = argmin(well, solver, rule, on_untrustworthy="ignore")
-binary = lambda xs, rho: [solve(jnp.zeros_like(x), x, (rho, ALPHA))[0] for x in xs]
+SHAPES, RHO = ((64, 256), (256, 256), (256, 10)), 200.0
 
 
-def network(latent: tuple, x: jax.Array, seen: jax.Array) -> jax.Array:
+def network(weights: list, x: jax.Array, seen: jax.Array) -> jax.Array:
     """Logits of x; layers are normalised by their statistics on the inputs `seen`."""
-    for w in binary(*latent):
+    for w in weights:
         x, seen = jax.nn.relu(x) @ w, jax.nn.relu(seen) @ w
         x, seen = ((a - seen.mean(0)) / (seen.std(0) + 1e-3) for a in (x, seen))
     return x
 
 
 def main(cfg: config.Values, run: Run) -> None:
-    """Prints the test accuracy: 97.4 ± 0.9 % over seeds 0 to 2; 15 s of CPU time."""
+    """Prints the test accuracy: 96.7 ± 0.6 % over seeds 0 to 2; 15 s of CPU time."""
     train, test = jax.tree.map(jnp.asarray, datasets.load_digits(cfg.seed))
     run.record_data(train=train, test=test, split_seed=cfg.seed)
     key, *keys = jax.random.split(jax.random.key(cfg.seed), 1 + len(SHAPES))
@@ -39,20 +30,26 @@ def main(cfg: config.Values, run: Run) -> None:
     adam = optax.adam(optax.cosine_decay_schedule(3e-3, cfg.num_steps), b1=0.98)
     grow = 3 * cfg.num_steps // 4
     rho = optax.exponential_decay(0.01, grow, RHO / 0.01, end_value=RHO)
+    q = quantized.adaste(number_formats.binary(), rho, alpha=0.01)
+    x, state = quantized.init(q, x, where=".")
 
     def step(carry: tuple) -> tuple:
-        x, state, key, i = carry
+        x, state, memory, key = carry
         key, rows, noise = jax.random.split(key, 3)
         a, b = (jax.random.choice(rows, data, (128,)) for data in train)
         a, b = a + 0.1 * jax.random.normal(noise, a.shape), jax.nn.one_hot(b, 10)
-        cost = lambda x: optax.softmax_cross_entropy(network((x, rho(i)), a, a), b)
-        updates, state = adam.update(jax.grad(lambda x: cost(x).mean())(x), state)
-        return optax.apply_updates(x, updates), state, key, i + 1
+        logits = lambda x: network(quantized.apply(q, state, x), a, a)
+        cost = lambda x: optax.softmax_cross_entropy(logits(x), b).mean()
+        updates, memory = adam.update(jax.grad(cost)(x), memory)
+        return optax.apply_updates(x, updates), quantized.advance(state), memory, key
 
-    x, *_ = iterate(step, (x, adam.init(x), key, 0), num_steps=cfg.num_steps)
-    assert all(set(jnp.unique(w).tolist()) == {-1, 1} for w in binary(x, RHO))
-    logits = network((x, RHO), test.inputs, train.inputs)
+    start = (x, state, adam.init(x), key)
+    x, state, *_ = iterate(step, start, num_steps=cfg.num_steps)
+    weights = quantized.final(q, state, x)
+    assert all(set(jnp.unique(w).tolist()) == {-1, 1} for w in weights)
     run.save(cfg.num_steps, x, force=True)
+    print(quantized.export(q, state, x))
+    logits = network(weights, test.inputs, train.inputs)
     run.finish({"test_accuracy": (logits.argmax(axis=-1) == test.labels).mean()})
 
 

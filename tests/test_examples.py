@@ -17,6 +17,7 @@ NOTEBOOKS = {
     "a_run_that_can_be_repeated.ipynb": 4,
     "an_energy_in_two_lines.ipynb": 4,
     "from_grad_to_argmin.ipynb": 2,
+    "weights_of_few_levels.ipynb": 6,
 }
 
 _TINY_CLEANING = {
@@ -77,8 +78,41 @@ PROGRAMS = {
         ],
         r"one per feature, implicit +0\.\d+",
     ),
+    "learned_scales.py": (
+        [
+            "--workdir={workdir}",
+            "--cfg.num_epochs=1",
+            "--cfg.num_train=200",
+            "--cfg.hidden=8",
+            "--cfg.bits=3",
+            "--cfg.methods=bilevel",
+        ],
+        r"int3_bilevel +\d+\.\d+",
+    ),
+    "number_formats.py": (
+        [
+            "--workdir={workdir}",
+            "--cfg.num_epochs=1",
+            "--cfg.num_more_epochs=1",
+            "--cfg.num_train=200",
+            "--cfg.hidden=8",
+            "--cfg.formats=posit6_1",
+        ],
+        r"posit6_1 +6( +\d+\.\d+){4}",
+    ),
+    "quantized.py": (
+        [
+            "--workdir={workdir}",
+            "--cfg.num_epochs=2",
+            "--cfg.num_train=200",
+            "--cfg.num_validation=32",
+            "--cfg.num_seeds=2",
+            "--cfg.model.hidden=8",
+        ],
+        r"Dense_1/kernel: \(8, 10\) binary(.|\n)*finished: test_accuracy 0\.\d+",
+    ),
 }
-# Parts of data_cleaning.py and energy_based.py.
+# Parts of data_cleaning.py, energy_based.py and quantized.py.
 MODULES = {
     "energy_based_diagnosis.py",
     "energy_based_optimizer.py",
@@ -87,6 +121,8 @@ MODULES = {
     "data_cleaning_models.py",
     "data_cleaning_report.py",
     "data_cleaning_task.py",
+    "images.py",
+    "quantized_methods.py",
 }
 SHORT = ("binary_weights.py", "equilibrium_propagation.py")
 
