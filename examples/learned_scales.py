@@ -241,7 +241,7 @@ def main(config: Config, run: Run) -> None:
                     task = task_of(config, method, bits)
                     begin = lambda tree, q=task.quantizer: quantized.init(q, tree)
                     latent, known = jax.jit(begin)(real.latent)
-                    start = State(latent, known, None, real.key)
+                    start = State(latent, known, None, None, real.key)
                     state = train(config, task, start, data, config.num_epochs)
                     deploy = jax.jit(deployment(settings_of(config), task.quantizer))
                     variables = deploy(state, data.train)

@@ -102,7 +102,7 @@ def compare(
     size = len(data.train.labels)
     optimizer = optimizer_of(settings, settings.num_epochs * (size // 100), size)
     memory = optimizer.init(moving(latent, known))
-    state = State(latent, known, memory, real.key)
+    state = State(latent, known, memory, real.mean, real.key)
     rounded = accuracy_of(program, state, data)
     if not config.num_more_epochs:
         return rounded, float("nan")

@@ -26,7 +26,13 @@ import bilevel
 from bilevel import quantized
 from bilevel.experiments import Run, progress
 from examples.images import Data, Images, accuracies, load, told_of
-from examples.quantized_methods import Config, Network, optimizer_of, quantizer_of
+from examples.quantized_methods import (
+    Config,
+    Network,
+    average_of,
+    optimizer_of,
+    quantizer_of,
+)
 
 STATISTICS_FROM = 10_000  # training images at most
 
@@ -37,6 +43,7 @@ class State(NamedTuple):
     latent: Any
     quantizer: Any
     optimizer: Any
+    mean: Any
     key: jax.Array
 
 
@@ -62,6 +69,7 @@ def program_of(config: Config, data: Data, own: quantized.Quantizer | None) -> P
     steps = num_steps(config, data)
     total = config.num_epochs * steps
     optimizer = optimizer_of(config, total, len(data.train.labels))
+    average = average_of(config)
 
     def start(key: jax.Array) -> State:
         first, draws, key = jax.random.split(key, 3)
@@ -69,14 +77,17 @@ def program_of(config: Config, data: Data, own: quantized.Quantizer | None) -> P
         latent, state = variables["params"], None
         if own is not None:
             latent, state = quantized.init(own, latent, key=draws)
-        return State(latent, state, optimizer.init(moving(latent, state)), key)
+        moved = moving(latent, state)
+        mean = average.init(weights_of(moved, state))
+        return State(latent, state, optimizer.init(moved), mean, key)
 
-    def loss(moved: Any, state: State, rows: Images, key: jax.Array) -> Any:
+    def weights_of(moved: Any, known: Any) -> Any:
         latent, learned = moved
-        weights = latent
-        if own is not None:
-            known = state.quantizer._replace(learned=learned)
-            weights = quantized.apply(own, known, latent)
+        if own is None:
+            return latent
+        return quantized.apply(own, known._replace(learned=learned), latent)
+
+    def loss(weights: Any, rows: Images, key: jax.Array) -> Any:
         logits, _ = network.apply(
             {"params": weights},
             rows.inputs,
@@ -89,9 +100,11 @@ def program_of(config: Config, data: Data, own: quantized.Quantizer | None) -> P
 
     def step(state: State, rows: Images, key: jax.Array) -> tuple[State, Any]:
         moved = moving(state.latent, state.quantizer)
-        (cost, right), grads = jax.value_and_grad(loss, has_aux=True)(
-            moved, state, rows, key
-        )
+        weights, pull = jax.vjp(lambda moved: weights_of(moved, state.quantizer), moved)
+        slopes = jax.value_and_grad(loss, has_aux=True)
+        (cost, right), gradient = slopes(weights, rows, key)
+        gradient, mean = average.update(gradient, state.mean)
+        (grads,) = pull(gradient)
         updates, memory = optimizer.update(grads, state.optimizer, moved)
         new: Any = optax.apply_updates(moved, updates)
         latent, learned = new
@@ -100,10 +113,8 @@ def program_of(config: Config, data: Data, own: quantized.Quantizer | None) -> P
             known = known._replace(learned=learned)
             latent = quantized.project(own, known, latent)
             known = quantized.advance(known)
-        return State(latent, known, memory, state.key), {
-            "cost": cost,
-            "train_accuracy": right,
-        }
+        metrics = {"cost": cost, "train_accuracy": right}
+        return State(latent, known, memory, mean, state.key), metrics
 
     def epoch(state: State, train: Images, number: jax.Array) -> tuple[State, Any]:
         key = jax.random.fold_in(state.key, number)

@@ -76,6 +76,9 @@ class Optimizer:
     learning_rate: float = field(1e-3, help="at first; of Bop: adaptivity")
     schedule: Literal["cosine", "constant"] = field("cosine", help="of the rate")
     momentum: float = field(0.9, help="of Adam, SGD, BayesBiNN", minimum=0.0)
+    average: float = field(
+        0.0, help="momentum of the weights' gradient, before it is pulled back"
+    )
     threshold: float = field(1e-8, help="of Bop", minimum=0.0)
 
 
@@ -226,3 +229,12 @@ def optimizer_of(
     if own.name == "sgd":
         return optax.sgd(chosen, own.momentum or None)
     return optax.adam(chosen, b1=own.momentum)
+
+
+def average_of(config: Config) -> optax.GradientTransformation:
+    """The mean over steps of the gradient that is pulled back.
+
+    A nudge asks which way the gradient points. That of a small batch points anywhere.
+    """
+    own = config.optimizer.average
+    return optax.ema(own) if own else optax.identity()

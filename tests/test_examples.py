@@ -123,6 +123,7 @@ MODULES = {
     "data_cleaning_task.py",
     "images.py",
     "quantized_methods.py",
+    "quantized_recipes.py",
 }
 SHORT = ("binary_weights.py", "equilibrium_propagation.py")
 

@@ -113,10 +113,11 @@ def adaste(
 def bottom(levels: Levels, x: jax.Array, rho: jax.Array, alpha: float) -> jax.Array:
     """s(x), the argmin over w between the least and the greatest level."""
     nearest = levels.nearest(x)
-    rest = x - nearest
-    moved = jnp.maximum(jnp.abs(rest) - alpha * rho, 0) / (1 + rho)
     least, most = float(levels.values[0]), float(levels.values[-1])
-    return jnp.clip(nearest + jnp.sign(rest) * moved, least, most)
+    is_inside = (least < x) & (x < most)
+    rest = jnp.where(is_inside, x - nearest, 0)
+    moved = jnp.maximum(jnp.abs(rest) - alpha * rho, 0) / (1 + rho)
+    return nearest + jnp.sign(rest) * moved
 
 
 def crossing(levels: Levels, x: jax.Array, g: jax.Array, floor: float) -> jax.Array:

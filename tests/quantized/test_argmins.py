@@ -180,6 +180,13 @@ def test_adaste_of_many_levels_is_exact_once_b_is_half_the_widest_gap(levels):
     assert np.any(weights_of(short, x) != final["kernel"])
 
 
+def test_adaste_has_no_slope_beyond_the_levels():
+    """Not even where |x - 1| = alpha rho."""
+    x = np.array([-1.1, -1.0, 1.0, 1.1, 1.2])
+    got = pulled(quantized.adaste(BINARY, 1.0, alpha=0.1), x, -np.sign(x))
+    np.testing.assert_array_equal(got, 0)
+
+
 def test_adaste_floor_bounds_the_multiplier():
     x = np.array([1e-6, -1e-3, 0.4, 2.0])
     got = pulled(quantized.adaste(BINARY, 200.0, floor=0.5), x, np.sign(x))
