@@ -1,4 +1,4 @@
-"""Real weights, the reference on digits, 64-256-256-10.
+"""Real weights on digits, the reference, 64-256-256-10.
 
     python examples/quantized.py --config=configs/quantized_none_digits.py
 
