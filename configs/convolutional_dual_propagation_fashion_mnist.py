@@ -5,9 +5,9 @@
     python examples/energy_based.py --config=$C --cfg.learning.rule=back_propagation
 
 Two 3 x 3 convolutions of 8 and 16 channels, each pooled 2 x 2, and a dense layer of
-128 units. Expect a test accuracy of 89.72 ± 0.11 % over seeds 0 to 2 (89.62, 89.70,
-89.83), and of 89.66 ± 0.11 % by back-propagation (89.67, 89.55, 89.76): a difference of
-+0.06 ± 0.10 points on the same seeds. 2 to 3 minutes each on one core. Settings were
+128 units. Expect a test accuracy of 89.71 ± 0.12 % over seeds 0 to 2 (89.60, 89.68,
+89.84), and of 89.63 ± 0.12 % by back-propagation (89.65, 89.51, 89.74): a difference of
++0.07 ± 0.11 points on the same seeds. 2 to 3 minutes each on one core. Settings were
 not tuned.
 """
 
