@@ -70,7 +70,8 @@ def test_tree(name):
     compiled = jax.jit(quantized.final, static_argnums=0)(quantizer, state, latent)
     chex.assert_trees_all_close(compiled, final, rtol=1e-6, atol=1e-6)
     if name in ALWAYS_LEVELS:
-        chex.assert_trees_all_close(weights, final, rtol=2e-6)
+        # An offset may cancel a level.
+        chex.assert_trees_all_close(weights, final, rtol=2e-6, atol=1e-6)
     exported = quantized.export(quantizer, state, latent)
     chex.assert_trees_all_equal(exported.params(latent), final)
     for path, made in exported.quantized.items():
