@@ -86,8 +86,7 @@ class Task(NamedTuple):
 def task_of(config: Config, method: str, bits: int) -> Task:
     """The quantiser, and on what its scale learns."""
     levels = number_formats.symmetric(bits)
-    fits = {"max_abs": scales.max_abs}
-    fit = fits.get(method, scales.least_squares)
+    fit = scales.max_abs if method == "max_abs" else scales.least_squares
     if method == "lsq":
         own = quantized.lsq(levels, per_channel=config.per_channel)
         return Task(own, "with the weights")

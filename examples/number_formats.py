@@ -26,7 +26,7 @@ from bilevel.experiments.config import field
 from bilevel.quantized import scales
 from examples import quantized_methods
 from examples.images import Data, accuracies, load
-from examples.quantized import Program, State, moving, program_of
+from examples.quantized import Program, State, moving, num_steps, program_of
 from examples.quantized_methods import Model, Optimizer, Quantization, optimizer_of
 
 FORMATS = (
@@ -99,8 +99,8 @@ def compare(
     )
     program = program_of(settings, data, q)
     latent, known = jax.jit(lambda tree: quantized.init(q, tree))(real.latent)
-    size = len(data.train.labels)
-    optimizer = optimizer_of(settings, settings.num_epochs * (size // 100), size)
+    total = settings.num_epochs * num_steps(settings, data)
+    optimizer = optimizer_of(settings, total, len(data.train.labels))
     memory = optimizer.init(moving(latent, known))
     state = State(latent, known, memory, real.mean, real.key)
     rounded = accuracy_of(program, state, data)
@@ -111,24 +111,33 @@ def compare(
 
 
 def draw(found: dict[str, list[float]], real: float, path: str) -> None:
-    """Accuracies against bits."""
+    """Accuracies against bits: rounded on the left, trained on the right."""
     from matplotlib.figure import Figure
 
     figure = Figure((9, 4), layout="constrained")
-    names = ("rounded, a scale for each layer", "rounded, for each channel")
-    more = ("trained, a scale for each layer", "trained, for each channel")
-    for axes, labels, columns in zip(
-        figure.subplots(1, 2, sharey=True), (names, more), ((0, 1), (2, 3)), strict=True
+    bits = {name: number_formats.by_name(name).bits for name in found}
+    starts = {"integers": "int", "posits": "posit", "floats": ("float", "bfloat")}
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, title, columns in zip(
+        panels, ("rounded", "trained"), ((0, 1), (2, 3)), strict=True
     ):
-        for label, column, marker in zip(labels, columns, "ox", strict=True):
-            for kind, colour in (("int", "C0"), ("posit", "C1"), ("float", "C2")):
-                rows = {n: row for n, row in found.items() if n.startswith(kind)}
-                bits = [number_formats.by_name(n).bits for n in rows]
-                values = [row[column] for row in rows.values()]
-                axes.plot(bits, values, marker, c=colour, label=f"{kind}, {label}")
-        axes.axhline(real, c="grey", lw=0.8)
-        axes.set(xlabel="bits", ylabel="test accuracy, %")
-        axes.legend(fontsize=7)
+        axes.axhline(real, c="grey", lw=0.8, label="real weights")
+        for color, (kind, start) in enumerate(starts.items()):
+            rows = [name for name in found if name.startswith(start)]
+            for column, marker, scope in zip(
+                columns, "ox", ("layer", "channel"), strict=True
+            ):
+                axes.plot(
+                    [bits[name] for name in rows],
+                    [found[name][column] for name in rows],
+                    marker,
+                    c=f"C{color}",
+                    fillstyle="none",
+                    label=f"{kind}, a scale for each {scope}",
+                )
+        axes.set(xlabel="bits", title=title, xticks=sorted(set(bits.values())))
+    panels[0].set_ylabel("test accuracy, %")
+    panels[1].legend(fontsize=7, loc="lower right")
     figure.savefig(path, dpi=150)
 
 

@@ -46,6 +46,9 @@ class Codes(NamedTuple):
 class Quantizer(NamedTuple):
     """How one array of latent weights becomes one of quantised weights.
 
+    Weights are floats `[..., out]` (kernels of Flax), latent weights of the same shape
+    and dtype, but for quantisers on the simplex: `[..., out, n]` for n levels.
+
     Attributes:
         name: as in the literature.
         number_format: of the levels, without scale.

@@ -88,11 +88,7 @@ def apply(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
         ValueError: `latent` lacks a leaf that `init` chose, or has integers there; a
             quantiser that draws, and a state without key.
     """
-    return _mapped(
-        state,
-        latent,
-        lambda leaf, learned, at: quantizer.quantize(leaf, learned, at),
-    )
+    return _mapped(state, latent, quantizer.quantize)
 
 
 def final(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
