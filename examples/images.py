@@ -31,7 +31,8 @@ def load(config: Any, run: Run, *, squares: bool = False) -> Data:
 
     Args:
         config: with dataset, seed, num_train, num_validation and inputs ("unit", in
-            [0, 1], or "signed", in [-1, 1]).
+            [0, 1], "signed", in [-1, 1], or "standard", less the mean of all training
+            pixels, in units of their standard deviation).
         run: with the folder of the data.
         squares: `[n, side, side, 1]`, for convolutions.
     """
@@ -44,11 +45,14 @@ def load(config: Any, run: Run, *, squares: bool = False) -> Data:
     num_rest = len(splits.train.labels) - config.num_validation
     sizes = (config.num_train or num_rest, config.num_validation)
     train, validation = datasets.split(splits.train, sizes, config.seed)
+    mean, deviation = np.mean(train.inputs), np.std(train.inputs)
 
     def ready(part: Examples) -> Images:
         inputs = part.inputs.astype(np.float32)
         if config.inputs == "signed":
             inputs = 2 * inputs - 1
+        if config.inputs == "standard":
+            inputs = (inputs - np.float32(mean)) / np.float32(deviation)
         if squares:
             side = round(inputs.shape[1] ** 0.5)
             inputs = inputs.reshape(len(inputs), side, side, 1)

@@ -65,6 +65,7 @@ class Quantization:
     until: float = field(0.75, help="part of the steps in which it has grown")
     alpha: float = field(0.01, help="AdaSTE: overshoot of the wells", minimum=0.0)
     floor: float = field(0.5, help="AdaSTE: least nudge, in half gaps", minimum=0.0)
+    centred: bool = field(False, help="AdaSTE with nudges to both sides")
     as_released: bool = field(False, help="AdaSTE with the published code's defects")
 
 
@@ -95,7 +96,9 @@ class Config:
     )
     num_train: int = field(0, help="training images to use; 0: all", minimum=0)
     num_validation: int = field(0, help="held out of training", minimum=0)
-    inputs: Literal["unit", "signed"] = field("signed", help="in [0, 1] or [-1, 1]")
+    inputs: Literal["unit", "signed", "standard"] = field(
+        "signed", help="in [0, 1], in [-1, 1], or with mean 0 and deviation 1"
+    )
     num_epochs: int = field(20, help="passes over the training data", minimum=1)
     batch_size: int = field(100, help="examples in a step", minimum=2)
     model: Model = dataclasses.field(default_factory=Model)
@@ -150,6 +153,7 @@ def quantizer_of(config: Config, num_steps: int) -> quantized.Quantizer | None:
             strength,
             alpha=own.alpha,
             floor=own.floor,
+            centred=own.centred,
             scale=scale,
             as_released=own.as_released,
         ),

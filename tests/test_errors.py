@@ -219,7 +219,7 @@ def test_blocks_that_do_not_cover():
         (lambda: nudged(-0.1), "takes both signs of beta; give it as positive"),
         (
             lambda: nudged(0.1, tilt=lambda w, x, v: v),
-            "leave beta and all other arguments out",
+            "leave beta and all other arguments but centred out",
         ),
         (
             lambda: nudged(tilt=lambda w, x, v: v, richardson=True),

@@ -50,9 +50,9 @@ def nudged(
     of the value function min_w (G + b F) / b (Danskin), the penalty method F2SA.
 
     With `tilt`, every element of a *separable* inner problem gets its own finite nudge
-    t = tilt(w, x, v): the adjoint is u = (w_0 - w_t) v / t, its limit where t = 0, and
-    the pull-back -J' u.  With a quantiser's energy and the nudge that just crosses the
-    well's boundary it is AdaSTE.
+    t = tilt(w, x, v): the adjoint is u = (w_0 - w_t) v / t, or (w_-t - w_t) v / (2 t)
+    if centred, its limit where t = 0, and the pull-back -J' u.  With a quantiser's
+    energy and the one-sided nudge that just crosses the well's boundary it is AdaSTE.
 
     Args:
         beta: b; negative for a one-sided nudge away from the target.
@@ -66,7 +66,7 @@ def nudged(
             result is linear in the scale of the loss.  Switch it off where b has a
             meaning of its own, per sample, say: a mean over a batch of size B makes
             that b = B times the sample's.
-        tilt: chooses the nudge of every element; excludes all other arguments.
+        tilt: chooses the nudge of every element; goes with `centred` only.
 
     Returns:
         A `Hypergradient` for reverse mode.  Cost: a warm-started inner solve per nudge
@@ -88,7 +88,7 @@ def nudged(
     Example:
         >>> rule = nudged(0.01, centred=True)
     """
-    plain = centred and linearised and normalise and not richardson
+    plain = linearised and normalise and not richardson
     _check(beta, centred, tilt, plain)
 
     def pullback(
@@ -101,7 +101,7 @@ def nudged(
     ) -> Pullback:
         del saved, memory
         if tilt is not None:
-            return _by_element(problem, inner, active, outer.cotangent, tilt)
+            return _by_element(problem, inner, active, outer.cotangent, tilt, centred)
         assert beta is not None
         make = _linear_nudge if linearised else _full_nudge
         nudge = make(problem, inner, active, outer)
@@ -258,9 +258,14 @@ def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _by_element(
-    problem: InnerProblem, inner: Tree, active: Active, cotangent: Tree, tilt: Tilt
+    problem: InnerProblem,
+    inner: Tree,
+    active: Active,
+    cotangent: Tree,
+    tilt: Tilt,
+    centred: bool,
 ) -> Pullback:
-    """The contrast of adjoints: u = (w_0 - w_t) v / t, and -J' u."""
+    """The contrast of adjoints: u = (w_-t - w_t) v / 2t, or from w_0, and -J' u."""
     theta = active.build(active.values)
     tilts = tilt(inner, theta.outer, cotangent)
     trees.require_like(tilts, inner, "tilt(...)", "the inner variable")
@@ -270,6 +275,12 @@ def _by_element(
         return driver.solve(problem.solver, oracle, inner, theta)
 
     moved, info = state(tilts)
+    num_steps, converged = info.num_steps, info.converged
+    opposite, width = inner, tilts
+    if centred:
+        opposite, info = state(trees.scale(-1.0, tilts))
+        num_steps, converged = num_steps + info.num_steps, converged & info.converged
+        width = trees.scale(2.0, tilts)
     none = trees.zeros_like(inner)
     slope = jax.jvp(lambda t: state(t)[0], (none,), (cotangent,))[1]
 
@@ -277,7 +288,7 @@ def _by_element(
         is_limit = t == 0
         return jnp.where(is_limit, -s, (w - w_t) * (v / jnp.where(is_limit, 1, t)))
 
-    adjoint = jax.tree.map(element, inner, moved, tilts, cotangent, slope)
+    adjoint = jax.tree.map(element, opposite, moved, width, cotangent, slope)
     pulled = mixed_vjp(
         lambda w, a: problem.oracle.gradient(w, active.build(a)),
         inner,
@@ -288,8 +299,8 @@ def _by_element(
     report = PullbackInfo(
         residual_norm=nan,
         error=nan,
-        num_steps=info.num_steps,
-        converged=info.converged,
+        num_steps=num_steps,
+        converged=converged,
         positive_definite=jnp.ones((), bool),
         bias=nan,
     )
@@ -301,7 +312,7 @@ def _check(beta: float | None, centred: bool, tilt: Tilt | None, plain: bool) ->
         if beta is not None or not plain:
             raise ValueError(
                 "nudged: tilt chooses the nudge of every element; leave beta and all "
-                "other arguments out."
+                "other arguments but centred out."
             )
         return
     if beta is None or beta == 0 or not math.isfinite(beta):

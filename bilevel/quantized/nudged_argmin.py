@@ -16,7 +16,7 @@ Tilt: TypeAlias = Callable[[jax.Array, Tree, jax.Array], jax.Array]
 """`(x, theta, g) -> t`: beta g, with a beta of each weight's own; 0 is the limit."""
 
 
-def nudged_argmin(solution: Solution, tilt: Tilt) -> Solution:
+def nudged_argmin(solution: Solution, tilt: Tilt, *, centred: bool = False) -> Solution:
     """s(x) = argmin over w of G(w, x), and its pull-back by finite nudges.
 
     x enters G as -w x: in mirror form, Psi(w) - w x, or in proximal form,
@@ -25,15 +25,17 @@ def nudged_argmin(solution: Solution, tilt: Tilt) -> Solution:
 
         h = [s(x) - s(x - beta g)] / beta,   s'(x) g where t = 0
 
-    Its second derivative is not symmetric where t is not 0: no CG through it.
+    or, centred, h = [s(x + beta g) - s(x - beta g)] / (2 beta). Its second derivative
+    is not symmetric where t is not 0: no CG through it.
 
     Args:
         solution: s; elementwise, unless all tilts are 0.
         tilt: chooses t = beta g of each element, a beta of its own; 0 for the limit.
+        centred: nudge to both sides.
 
     Returns:
-        `(x, theta) -> w`, for reverse mode; theta gets no gradient. Cost: s twice and
-        its derivative once.
+        `(x, theta) -> w`, for reverse mode; theta gets no gradient. Cost: s twice
+        (centred: three times) and its derivative once.
 
     Source: Le et al. 2022, arXiv:2112.02880, equations 8 to 10; the rule is
     `hypergradients.nudged(tilt=...)`.
@@ -53,7 +55,7 @@ def nudged_argmin(solution: Solution, tilt: Tilt) -> Solution:
     solve = argmin(
         lambda w, outer, _: -jnp.sum(w * outer[0]),
         inner_solvers.closed_form(shifted, tilted=True, differentiable=True),
-        hypergradients.nudged(tilt=chosen),
+        hypergradients.nudged(tilt=chosen, centred=centred),
         on_untrustworthy="ignore",
     )
 

@@ -12,6 +12,7 @@ INT4, POSIT = number_formats.symmetric(4), number_formats.posit(6, 1)
 QUANTIZERS = {
     "adaste": quantized.adaste(BINARY, 4.0, alpha=0.1),
     "adaste_posit": quantized.adaste(POSIT, 4.0, alpha=0.1, scale=0.25),
+    "adaste_centred": quantized.adaste(INT4, 4.0, alpha=0.1, scale=0.25, centred=True),
     "adaste_as_released": quantized.adaste(BINARY, 4.0, alpha=0.1, as_released=True),
     "tanh_projection": quantized.tanh_projection(TERNARY, 3.0),
     "tanh_projection_nudged": quantized.tanh_projection(BINARY, 3.0, beta=0.3),
@@ -47,6 +48,7 @@ QUANTIZERS = {
 ALWAYS_LEVELS = set(QUANTIZERS) - {
     "adaste",
     "adaste_posit",
+    "adaste_centred",
     "adaste_as_released",
     "tanh_projection",
     "tanh_projection_nudged",

@@ -149,6 +149,42 @@ def test_adaste_gradient_is_the_finite_difference_across_the_boundary(
     np.testing.assert_allclose(got[~exists], (slope * G)[~exists], atol=1e-6)
 
 
+@pytest.mark.parametrize("levels", [BINARY, UNEVEN, POSIT], ids=lambda f: f.name)
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+@pytest.mark.parametrize(("rho", "alpha"), [(4.0, 0.1), (100.0, 0.05)])
+def test_centred_adaste_is_the_difference_across_the_nearest_boundary(
+    levels, floor, rho, alpha
+):
+    quantizer = quantized.adaste(levels, rho, alpha=alpha, floor=floor, centred=True)
+    values, s = levels.levels(), lambda x: np.asarray(weights_of(quantizer, x))
+    middle, half = (values[1:] + values[:-1]) / 2, np.diff(values) / 2
+    # With the floor a farther boundary of a narrower gap may ask for the shorter nudge.
+    below = np.searchsorted(middle, X, side="right") - 1
+    lengths = []
+    for index in (below, below + 1):
+        at_one = np.clip(index, 0, len(middle) - 1)
+        length = np.maximum(abs(X - middle[at_one]) * (1 + 1e-9), floor * half[at_one])
+        lengths.append(np.where(index == at_one, length, np.inf))
+    length = np.minimum(*lengths)
+    expected = (s(X + length) - s(X - length)) / (2 * length) * G
+    np.testing.assert_allclose(pulled(quantizer, X, G), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_centred_adaste_lets_noise_average_out():
+    clean, centred = (
+        quantized.adaste(BINARY, 200.0, floor=0.1, centred=centred)
+        for centred in (False, True)
+    )
+    expected = G / np.maximum(abs(X), 0.1)
+    np.testing.assert_allclose(pulled(centred, X, G), expected, rtol=1e-12)
+    # Gradients of either sign move one-sided latent weights to the boundary.
+    rest = [pulled(q, X, G) + pulled(q, X, -G) for q in (clean, centred)]
+    np.testing.assert_allclose(rest[1], 0, atol=1e-14)
+    np.testing.assert_allclose(
+        rest[0] * np.sign(X), 2 * abs(G) / np.maximum(abs(X), 0.1), rtol=1e-12
+    )
+
+
 def test_adaste_limits():
     schedule = lambda step: 0.01 * 1.05**step
     quantizer = quantized.adaste(BINARY, schedule, alpha=0.01)
@@ -390,6 +426,10 @@ BAD = [
     (lambda: quantized.adaste(BINARY, lambda step: -1.0), "rho must be positive"),
     (lambda: quantized.adaste(BINARY, alpha=-0.1), "alpha must be positive"),
     (lambda: quantized.adaste(BINARY, floor=2.0), "floor must lie in"),
+    (
+        lambda: quantized.adaste(BINARY, as_released=True, centred=True),
+        "leave centred out",
+    ),
     (
         lambda: quantized.adaste(number_formats.posit(24, 1)),
         "at most 16 bits, got posit<24,1>",
