@@ -46,6 +46,7 @@ class Config:
         "digits", help="digits are embedded"
     )
     seed: int = field(0, help="of everything")
+    num_seeds: int = field(1, help="networks, from the seed on", minimum=1)
     num_train: int = field(0, help="training images to use; 0: all", minimum=0)
     num_validation: int = field(0, help="held out of training", minimum=0)
     inputs: Literal["unit", "signed"] = field("signed", help="in [0, 1] or [-1, 1]")
@@ -71,24 +72,36 @@ def config_of(own: Config, num_epochs: int, rate: float) -> quantized_methods.Co
     )
 
 
-def train(program: Program, state: State, data: Data, num_epochs: int) -> State:
-    """All epochs of a training."""
-    epoch = jax.jit(program.epoch, donate_argnums=0)
-    state = jax.tree.map(jnp.copy, state)
+def train(program: Program, states: State, data: Data, num_epochs: int) -> State:
+    """All epochs of a training, of all seeds side by side."""
+    epoch = jax.jit(jax.vmap(program.epoch, (0, None, None)), donate_argnums=0)
+    states = jax.tree.map(jnp.copy, states)
     for number in range(num_epochs):
-        state, _ = epoch(state, data.train, jnp.asarray(number))
-    return state
+        states, _ = epoch(states, data.train, jnp.asarray(number))
+    return states
 
 
-def accuracy_of(program: Program, state: State, data: Data) -> float:
-    """Of the final weights on the test images, in %."""
-    variables = jax.jit(program.deploy)(state, data.train)
-    return 100 * float(accuracies(jax.jit(program.logits), variables, data.test)[0])
+def accuracies_of(program: Program, states: State, data: Data) -> np.ndarray:
+    """Of the final weights on the test images, `[num_seeds]`, in %."""
+    variables = jax.jit(jax.vmap(program.deploy, (0, None)))(states, data.train)
+    logits = jax.jit(jax.vmap(program.logits, (0, None)))
+    return 100 * accuracies(logits, variables, data.test)
+
+
+def real_weights(config: Config, data: Data) -> tuple[State, np.ndarray]:
+    """The networks that all formats start from, and their accuracies."""
+    settings = config_of(config, config.num_epochs, config.learning_rate)
+    program = program_of(settings, data, None)
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    states = jax.jit(jax.vmap(program.start))(keys)
+    states = train(program, states, data, config.num_epochs)
+    return states, accuracies_of(program, states, data)
 
 
 def compare(
     config: Config, real: State, data: Data, name: str, per_channel: bool
-) -> tuple[float, float]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Accuracies of weights in a format: rounded, and trained with it."""
     levels = number_formats.by_name(name, saturating=True)
     fit = scales.least_squares
@@ -98,24 +111,28 @@ def compare(
         config, max(config.num_more_epochs, 1), config.more_learning_rate
     )
     program = program_of(settings, data, q)
-    latent, known = jax.jit(lambda tree: quantized.init(q, tree))(real.latent)
     total = settings.num_epochs * num_steps(settings, data)
     optimizer = optimizer_of(settings, total, len(data.train.labels))
-    memory = optimizer.init(moving(latent, known))
-    state = State(latent, known, memory, real.mean, real.key)
-    rounded = accuracy_of(program, state, data)
+
+    def start(real: State) -> State:
+        latent, known = quantized.init(q, real.latent)
+        memory = optimizer.init(moving(latent, known))
+        return State(latent, known, memory, real.mean, real.key)
+
+    states = jax.jit(jax.vmap(start))(real)
+    rounded = accuracies_of(program, states, data)
     if not config.num_more_epochs:
-        return rounded, float("nan")
-    trained = train(program, state, data, config.num_more_epochs)
-    return rounded, accuracy_of(program, trained, data)
+        return rounded, np.full_like(rounded, np.nan)
+    trained = train(program, states, data, config.num_more_epochs)
+    return rounded, accuracies_of(program, trained, data)
 
 
-def draw(found: dict[str, list[float]], real: float, path: str) -> None:
+def draw(means: dict[str, np.ndarray], real: float, path: str) -> None:
     """Accuracies against bits: rounded on the left, trained on the right."""
     from matplotlib.figure import Figure
 
     figure = Figure((9, 4), layout="constrained")
-    bits = {name: number_formats.by_name(name).bits for name in found}
+    bits = {name: number_formats.by_name(name).bits for name in means}
     starts = {"integers": "int", "posits": "posit", "floats": ("float", "bfloat")}
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, columns in zip(
@@ -123,13 +140,13 @@ def draw(found: dict[str, list[float]], real: float, path: str) -> None:
     ):
         axes.axhline(real, c="grey", lw=0.8, label="real weights")
         for color, (kind, start) in enumerate(starts.items()):
-            rows = [name for name in found if name.startswith(start)]
+            rows = [name for name in means if name.startswith(start)]
             for column, marker, scope in zip(
                 columns, "ox", ("layer", "channel"), strict=True
             ):
                 axes.plot(
                     [bits[name] for name in rows],
-                    [found[name][column] for name in rows],
+                    [means[name][column] for name in rows],
                     marker,
                     c=f"C{color}",
                     fillstyle="none",
@@ -146,35 +163,41 @@ def main(config: Config, run: Run) -> None:
     began = time.monotonic()
     data = load(config, run)
     run.record_data(**data._asdict(), split_seed=config.seed)
-    settings = config_of(config, config.num_epochs, config.learning_rate)
-    program = program_of(settings, data, None)
-    start = jax.jit(program.start)(jax.random.key(config.seed))
-    real = train(program, start, data, config.num_epochs)
-    reference = accuracy_of(program, real, data)
-    print(f"real weights: {reference:.2f} %")
-    weights = jax.tree.leaves(real.latent)
+    real, references = real_weights(config, data)
     chosen = [number_formats.by_name(name, saturating=True) for name in config.formats]
-    report = number_formats.report(chosen, weights)
-    print(report)
+    first = [np.asarray(leaf[0]) for leaf in jax.tree.leaves(real.latent)]
+    report = number_formats.report(chosen, first)
     report.figure().savefig(run.path("figures/report.png"), dpi=150)
+    print(report)
 
     heads = ("rounded, layer", "channel", "trained, layer", "channel")
     print(f"\n{'format':16}{'bits':>5}" + "".join(f"{head:>16}" for head in heads))
-    found: dict[str, list[float]] = {}
+    print(f"{'real weights':16}{32:5}{told(references):>16}")
+    found: dict[str, np.ndarray] = {}
     with progress("formats") as show:
-        for number, name in enumerate(config.formats):
+        for number, (name, levels) in enumerate(
+            zip(config.formats, chosen, strict=True)
+        ):
             pairs = [compare(config, real, data, name, own) for own in (False, True)]
-            row = [float(x) for x in np.transpose(pairs).ravel()]
-            found[name] = row
-            bits = number_formats.by_name(name).bits
-            print(f"{name:16}{bits:5}" + "".join(f"{one:16.2f}" for one in row))
-            run.log(number, format=name, **dict(zip(COLUMNS, row, strict=True)))
-            show(number + 1, len(config.formats), {"bits": float(bits)})
-    draw(found, reference, str(run.path("figures/accuracies.png")))
-    summary: dict[str, Any] = {"real": reference, "seconds": time.monotonic() - began}
-    run.finish(
-        {**summary, **{n: dict(zip(COLUMNS, r, strict=True)) for n, r in found.items()}}
-    )
+            columns = [pairs[own][kind] for kind in (0, 1) for own in (0, 1)]
+            found[name] = np.stack(columns)
+            cells = "".join(f"{told(column):>16}" for column in columns)
+            print(f"{name:16}{levels.bits:5}{cells}")
+            means = found[name].mean(1).tolist()
+            run.log(number, format=name, **dict(zip(COLUMNS, means, strict=True)))
+            show(number + 1, len(config.formats), {"bits": float(levels.bits)})
+    means = {name: columns.mean(1) for name, columns in found.items()}
+    draw(means, float(references.mean()), str(run.path("figures/accuracies.png")))
+    summary: dict[str, Any] = {"real": references.tolist()}
+    for name, columns in found.items():
+        summary[name] = dict(zip(COLUMNS, columns.tolist(), strict=True))
+    run.finish({**summary, "seconds": time.monotonic() - began})
+
+
+def told(values: np.ndarray) -> str:
+    """The mean of the seeds, of several with the standard deviation."""
+    more = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{more}"
 
 
 COLUMNS = ("rounded_layer", "rounded_channel", "trained_layer", "trained_channel")
