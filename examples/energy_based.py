@@ -25,6 +25,7 @@ import optax
 import bilevel
 from bilevel import energy
 from bilevel.experiments import Run, progress
+from examples import images
 from examples.energy_based_diagnosis import diagnosis_of
 from examples.energy_based_optimizer import optimizer_of
 from examples.energy_based_rules import Config, rule_of
@@ -104,36 +105,25 @@ def epoch_of(
 ) -> Any:
     """`(state, train) -> (state, metrics)`, metrics being means over the epoch."""
 
+    def step(state: State, batch: Images, index: jax.Array) -> tuple[State, Any]:
+        del index
+        noise = jax.random.fold_in(state.key, state.step)
+        (value, aux), grads = rule(state.params, batch.inputs, batch.labels, noise)
+        updates, memory = optimizer.update(grads, state.optimizer, state.params)
+        params = rule.project(optax.apply_updates(state.params, updates))
+        right = jnp.mean(jnp.argmax(aux.outputs, -1) == batch.labels)
+        metrics = {"cost": value, "train_accuracy": right}
+        for name in ("free_residual", "nudged_residual", "displacement"):
+            if getattr(aux, name) is not None:
+                metrics[name] = getattr(aux, name)
+        if aux.converged is not None:
+            metrics["converged"] = aux.converged.astype(jnp.float32)
+        return State(params, memory, state.step + 1, state.key), metrics
+
     def epoch(state: State, train: Images) -> tuple[State, dict[str, jax.Array]]:
         num_steps = len(train.labels) // config.batch_size
         key = jax.random.fold_in(state.key, state.step // num_steps)
-        order = jax.random.permutation(key, len(train.labels))
-
-        def step(carry: tuple[State, Any]) -> tuple[tuple[State, Any], Any]:
-            state, index = carry
-            rows = jax.lax.dynamic_slice(
-                order, (index * config.batch_size,), (config.batch_size,)
-            )
-            x, y = train.inputs[rows], train.labels[rows]
-            noise = jax.random.fold_in(state.key, state.step)
-            (value, aux), grads = rule(state.params, x, y, noise)
-            updates, memory = optimizer.update(grads, state.optimizer, state.params)
-            params = rule.project(optax.apply_updates(state.params, updates))
-            right = jnp.mean(jnp.argmax(aux.outputs, -1) == y)
-            metrics = {"cost": value, "train_accuracy": right}
-            for name in ("free_residual", "nudged_residual", "displacement"):
-                if getattr(aux, name) is not None:
-                    metrics[name] = getattr(aux, name)
-            if aux.converged is not None:
-                metrics["converged"] = aux.converged.astype(jnp.float32)
-            new = State(params, memory, state.step + 1, state.key)
-            return (new, index + 1), metrics
-
-        start = (state, jnp.zeros((), jnp.int32))
-        (state, _), metrics = bilevel.iterate(
-            step, start, num_steps=num_steps, history=True
-        )
-        return state, jax.tree.map(jnp.mean, metrics)
+        return images.epoch(step, state, train, key, config.batch_size)
 
     return epoch
 

@@ -1,12 +1,13 @@
 """Images for the training programs, and what they say of accuracies."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel import datasets
+from bilevel import datasets, iterate
 from bilevel.datasets import Examples, Splits
 from bilevel.experiments import Run
 
@@ -59,6 +60,39 @@ def load(config: Any, run: Run, *, squares: bool = False) -> Data:
         return Images(jnp.asarray(inputs), jnp.asarray(part.labels))
 
     return Data(ready(train), ready(validation), ready(splits.test))
+
+
+def epoch(
+    step: Callable[[Any, Images, jax.Array], tuple[Any, Any]],
+    state: Any,
+    train: Images,
+    key: jax.Array,
+    batch_size: int,
+) -> tuple[Any, Any]:
+    """One pass over the images in an order of its own, a scan over whole batches.
+
+    Args:
+        step: `(state, batch, index) -> (state, metrics)`.
+        state: to begin with.
+        train: `[n, ...]`; what is left of n by the batch size is left out.
+        key: of the order.
+        batch_size: of a step.
+
+    Returns:
+        The state, and the metrics' means.
+    """
+    order = jax.random.permutation(key, len(train.labels))
+
+    def one(carry: tuple[Any, jax.Array]) -> tuple[tuple[Any, jax.Array], Any]:
+        state, index = carry
+        rows = jax.lax.dynamic_slice(order, (index * batch_size,), (batch_size,))
+        state, metrics = step(state, jax.tree.map(lambda x: x[rows], train), index)
+        return (state, index + 1), metrics
+
+    first = (state, jnp.zeros((), jnp.int32))
+    num_steps = len(train.labels) // batch_size
+    (state, _), metrics = iterate(one, first, num_steps=num_steps, history=True)
+    return state, jax.tree.map(jnp.mean, metrics)
 
 
 def accuracies(apply: Any, params: Any, part: Images) -> np.ndarray:

@@ -21,7 +21,8 @@ the statistics of batch normalisation of the final weights.
 
 import dataclasses
 import time
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ from bilevel import (
 from bilevel.experiments import Run, progress
 from bilevel.experiments.config import field
 from bilevel.quantized import scales
-from examples import quantized_methods
+from examples import images, quantized_methods
 from examples.images import Data, Images, accuracies, load, told_of
 from examples.quantized import State, deployment, program_of
 from examples.quantized_methods import Model, Network, Optimizer, Quantization
@@ -76,6 +77,15 @@ class Config:
     damping: float = field(1e-2, help="of CG", minimum=0.0)
 
 
+class Carry(NamedTuple):
+    """All that training changes."""
+
+    latent: Any
+    learned: Any
+    inner: Any  # memory of the optimiser
+    outer: Any  # that of the scales, bilevel
+
+
 class Task(NamedTuple):
     """One way to come to scales."""
 
@@ -95,21 +105,13 @@ def task_of(config: Config, method: str, bits: int) -> Task:
     return Task(quantized.learned_scale(levels, scale), learns)
 
 
-def train(
-    config: Config, task: Task, start: State, data: Data, num_epochs: int
-) -> State:
-    """All epochs with rounded weights."""
+Loss = Callable[[Any, Any, Images], jax.Array]
+"""`(latent, learned, batch) -> []`: of latent weights, and of what is learned."""
+
+
+def losses_of(config: Config, q: quantized.Quantizer, known: Any) -> tuple[Loss, Loss]:
+    """Of weights in the format, without and with the penalty of latent weights."""
     network = Network(Model(hidden=config.hidden))
-    q, known = task.quantizer, start.quantizer
-    rows = data.train
-    if task.learns != "on validation data":
-        rows = jax.tree.map(lambda *x: jnp.concatenate(x), data.train, data.validation)
-    num_steps = len(rows.labels) // config.batch_size
-    cosine = lambda rate: optax.cosine_decay_schedule(rate, num_epochs * num_steps)
-    inner = optax.adam(cosine(config.more_learning_rate))
-    # LSQ's scales are as large as they are: their rate is relative to it.
-    fast = config.scale_learning_rate if task.learns == "with the weights" else 0.0
-    outer = optax.adam(config.outer_learning_rate, b1=0.5)
 
     def loss(latent: Any, learned: Any, batch: Images) -> jax.Array:
         weights = quantized.apply(q, known._replace(learned=learned), latent)
@@ -123,6 +125,14 @@ def train(
         squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(latent)]
         return loss(latent, learned, batch) + config.decay / 2 * sum(squares)
 
+    return loss, penalised
+
+
+def outer_step_of(
+    config: Config, data: Data, losses: tuple[Loss, Loss], outer: Any
+) -> Callable[[Carry, jax.Array], Carry]:
+    """`(carry, key) -> carry`: one step of the scales on validation images."""
+    loss, penalised = losses
     hypergradient = bilevel.value_and_hypergradient(
         bilevel.Problem(inner_objective=penalised, outer_objective=loss),
         # The weights are taken for a solution where they stand.
@@ -133,65 +143,70 @@ def train(
         certify=False,
     )
 
-    def part_of(images: Images, key: jax.Array, size: int) -> Images:
-        chosen = jax.random.choice(key, len(images.labels), (size,), replace=False)
-        return jax.tree.map(lambda x: x[chosen], images)
+    def drawn(part: Images, key: jax.Array, size: int) -> Images:
+        number = len(part.labels)
+        rows = jax.random.choice(key, number, (min(size, number),), replace=False)
+        return jax.tree.map(lambda x: x[rows], part)
 
-    def outer_step(carry: Any, key: jax.Array) -> Any:
-        latent, learned, memory, outer_memory = carry
+    def outer_step(carry: Carry, key: jax.Array) -> Carry:
         keys = jax.random.split(key)
         batches = bilevel.Batches(
-            part_of(
-                data.train, keys[0], min(4 * config.batch_size, len(data.train.labels))
-            ),
-            part_of(
-                data.validation,
-                keys[1],
-                min(config.outer_batch, len(data.validation.labels)),
-            ),
+            drawn(data.train, keys[0], 4 * config.batch_size),
+            drawn(data.validation, keys[1], config.outer_batch),
         )
-        found = hypergradient(latent, learned, batches)
-        updates, outer_memory = outer.update(found.gradient, outer_memory)
-        learned = optax.apply_updates(learned, updates)
-        return latent, learned, memory, outer_memory
+        found = hypergradient(carry.latent, carry.learned, batches)
+        updates, memory = outer.update(found.gradient, carry.outer)
+        learned: Any = optax.apply_updates(carry.learned, updates)
+        return carry._replace(learned=learned, outer=memory)
 
-    def step(carry: Any, batch: Images, key: jax.Array, index: jax.Array) -> Any:
-        latent, learned, memory, outer_memory = carry
-        slopes = jax.grad(penalised, (0, 1))(latent, learned, batch)
-        updates, memory = inner.update(slopes, memory)
-        updates: Any = updates
-        moved, learnt = updates
-        latent = optax.apply_updates(latent, moved)
-        relative = fast / config.more_learning_rate
-        learned = jax.tree.map(lambda s, u: s + relative * s * u, learned, learnt)
-        carry = latent, learned, memory, outer_memory
+    return outer_step
+
+
+def train(
+    config: Config, task: Task, start: State, data: Data, num_epochs: int
+) -> State:
+    """All epochs with rounded weights."""
+    known, rows = start.quantizer, data.train
+    if task.learns != "on validation data":
+        rows = jax.tree.map(lambda *x: jnp.concatenate(x), data.train, data.validation)
+    num_steps = num_epochs * (len(rows.labels) // config.batch_size)
+    losses = losses_of(config, task.quantizer, known)
+    slopes_of = jax.grad(losses[1], (0, 1))
+    rate = config.more_learning_rate
+    inner = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
+    # LSQ's scales are as large as they are: their rate is relative to it.
+    fast = config.scale_learning_rate if task.learns == "with the weights" else 0.0
+    outer = optax.adam(config.outer_learning_rate, b1=0.5)
+    outer_step = outer_step_of(config, data, losses, outer)
+
+    def step(
+        carry: Carry, batch: Images, index: jax.Array, key: jax.Array
+    ) -> tuple[Carry, None]:
+        slopes = slopes_of(carry.latent, carry.learned, batch)
+        updates, memory = inner.update(slopes, carry.inner)
+        moved, learnt = cast(tuple[Any, Any], updates)
+        latent = optax.apply_updates(carry.latent, moved)
+        learned = jax.tree.map(
+            lambda s, u: s + fast / rate * s * u, carry.learned, learnt
+        )
+        carry = Carry(latent, learned, memory, carry.outer)
         if task.learns != "on validation data":
-            return carry
+            return carry, None
         is_due = index % config.outer_every == 0
-        return jax.lax.cond(is_due, outer_step, lambda c, _: c, carry, key)
+        own = jax.random.fold_in(key, index)
+        return jax.lax.cond(is_due, outer_step, lambda c, _: c, carry, own), None
 
-    def epoch(carry: Any, key: jax.Array) -> Any:
-        order = jax.random.permutation(key, len(rows.labels))
-
-        def one(state: Any) -> Any:
-            carry, index = state
-            chosen = jax.lax.dynamic_slice(
-                order, (index * config.batch_size,), (config.batch_size,)
-            )
-            batch = jax.tree.map(lambda x: x[chosen], rows)
-            own = jax.random.fold_in(key, index)
-            return step(carry, batch, own, index), index + 1
-
-        return bilevel.iterate(
-            one, (carry, jnp.zeros((), jnp.int32)), num_steps=num_steps
-        )[0]
+    @jax.jit
+    def epoch(carry: Carry, key: jax.Array) -> Carry:
+        one = lambda carry, batch, index: step(carry, batch, index, key)
+        return images.epoch(one, carry, rows, key, config.batch_size)[0]
 
     pair = (start.latent, known.learned)
-    carry = (*pair, inner.init(pair), outer.init(known.learned))
-    run = jax.jit(epoch)
+    carry = Carry(*pair, inner.init(pair), outer.init(known.learned))
     for number in range(num_epochs):
-        carry = run(carry, jax.random.fold_in(start.key, number))
-    return start._replace(latent=carry[0], quantizer=known._replace(learned=carry[1]))
+        carry = epoch(carry, jax.random.fold_in(start.key, number))
+    known = known._replace(learned=carry.learned)
+    return start._replace(latent=carry.latent, quantizer=known)
 
 
 def real_weights(config: Config, data: Data, seed: int) -> tuple[Any, float]:

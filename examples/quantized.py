@@ -25,6 +25,7 @@ import optax
 import bilevel
 from bilevel import quantized
 from bilevel.experiments import Run, progress
+from examples import images
 from examples.images import Data, Images, accuracies, load, told_of
 from examples.quantized_methods import (
     Config,
@@ -118,20 +119,10 @@ def program_of(config: Config, data: Data, own: quantized.Quantizer | None) -> P
 
     def epoch(state: State, train: Images, number: jax.Array) -> tuple[State, Any]:
         key = jax.random.fold_in(state.key, number)
-        order = jax.random.permutation(key, len(train.labels))
-
-        def one(carry: tuple[State, Any]) -> tuple[tuple[State, Any], Any]:
-            state, index = carry
-            rows = jax.lax.dynamic_slice(
-                order, (index * config.batch_size,), (config.batch_size,)
-            )
-            batch = jax.tree.map(lambda x: x[rows], train)
-            new, metrics = step(state, batch, jax.random.fold_in(key, index))
-            return (new, index + 1), metrics
-
-        first = (state, jnp.zeros((), jnp.int32))
-        (state, _), metrics = bilevel.iterate(one, first, num_steps=steps, history=True)
-        return state, jax.tree.map(jnp.mean, metrics)
+        one = lambda state, rows, index: step(
+            state, rows, jax.random.fold_in(key, index)
+        )
+        return images.epoch(one, state, train, key, config.batch_size)
 
     def logits(variables: Any, inputs: jax.Array) -> Any:
         return network.apply(variables, inputs, train=False)
