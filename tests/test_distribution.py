@@ -191,6 +191,7 @@ def test_metadata_is_valid(dist):
     assert "Typing :: Typed" in metadata.classifiers
 
 
+@pytest.mark.thorough
 def test_installed_wheel_computes(python, project, tmp_path):
     report = json.loads(run(python, project / "gradients.py", cwd=tmp_path))
     installed = Path(report.pop("file"))
@@ -207,6 +208,7 @@ def test_installed_wheel_computes(python, project, tmp_path):
     }
 
 
+@pytest.mark.thorough
 def test_installed_wheel_runs_an_experiment(python, project, tmp_path):
     folder = tmp_path / "run"
     flags = ("--config=small.py", f"--workdir={folder}")
@@ -234,6 +236,7 @@ def pyright(*arguments: str, python: Path, cwd: Path) -> dict[str, Any]:
     return json.loads(out)
 
 
+@pytest.mark.thorough
 def test_types_of_the_installed_wheel(python, project):
     """Pyright finds every marked mistake, with its rule, and nothing else.
 
@@ -258,6 +261,7 @@ def test_types_of_the_installed_wheel(python, project):
     assert found == marked, sorted(found ^ marked)
 
 
+@pytest.mark.thorough
 def test_everything_public_has_a_type(python, project):
     if not importlib.resources.files("absl").joinpath("py.typed").is_file():
         pytest.skip("this old absl-py has no types, and ours mention its own")

@@ -1,4 +1,4 @@
-"""Every example runs, at a small size, as a user would start it."""
+"""Every example runs, at a small size, as a user would start it: -m thorough."""
 
 import os
 import re
@@ -17,7 +17,7 @@ NOTEBOOKS = {
     "a_run_that_can_be_repeated.ipynb": 4,
     "an_energy_in_two_lines.ipynb": 4,
     "from_grad_to_argmin.ipynb": 2,
-    "weights_of_few_levels.ipynb": 6,
+    "weights_of_few_levels.ipynb": 7,
 }
 
 _TINY_CLEANING = {
@@ -152,6 +152,7 @@ def test_every_example_is_listed_here():
     assert found == {*PROGRAMS, *MODULES, "data_cleaning_study.py", *NOTEBOOKS}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [n for n in PROGRAMS if n != "data_cleaning.py"])
 def test_program_runs(name, tmp_path):
     arguments, expected = PROGRAMS[name]
@@ -160,6 +161,7 @@ def test_program_runs(name, tmp_path):
     assert re.search(expected, out), out
 
 
+@pytest.mark.thorough
 def test_data_cleaning_and_its_study_run(tmp_path):
     """The study takes a run that is there already as the one of seed 0."""
     arguments, expected = PROGRAMS["data_cleaning.py"]
@@ -208,6 +210,7 @@ def test_short_examples_reach_96_percent(name, tmp_path):
     assert sum(accuracies) / 3 >= 0.96, accuracies
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "num_figures"), NOTEBOOKS.items())
 def test_notebook_runs(name, num_figures):
     notebook = nbformat.read(EXAMPLES / name, as_version=4)

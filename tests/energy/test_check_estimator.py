@@ -56,7 +56,14 @@ def resistive():
     return networks.resistive([6, 5, CLASSES], gain=2.0), (3, 6)
 
 
-@pytest.mark.parametrize("make", [convolutional, recurrent, resistive])
+@pytest.mark.parametrize(
+    "make",
+    [
+        convolutional,
+        pytest.param(recurrent, marks=pytest.mark.thorough),
+        pytest.param(resistive, marks=pytest.mark.thorough),
+    ],
+)
 def test_passes_for_networks_of_every_kind(make):
     """Danskin's equality, the bounds and the transient on them, too."""
     network, shape = make()

@@ -116,7 +116,7 @@ def test_stability():
         rule = multi_pass_dual_propagation(
             network, COST, **options, beta=0.5, num_passes=num_passes
         )
-        (_, aux), _ = rule(params, inputs, labels)
+        (_, aux), _ = jax.jit(rule.value_and_grad)(params, inputs, labels, None)
         plus, minus = aux.state[0]
         size = jnp.linalg.norm(plus - minus) / jnp.linalg.norm(state)
         return float(size), aux.converged

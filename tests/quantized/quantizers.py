@@ -1,6 +1,7 @@
 """Every quantiser, as the contract tests take it."""
 
 import jax.numpy as jnp
+import pytest
 
 from bilevel import number_formats, quantized
 from bilevel.quantized import scales
@@ -12,7 +13,7 @@ INT4, POSIT = number_formats.symmetric(4), number_formats.posit(6, 1)
 QUANTIZERS = {
     "adaste": quantized.adaste(BINARY, 4.0, alpha=0.1),
     "adaste_posit": quantized.adaste(POSIT, 4.0, alpha=0.1, scale=0.25),
-    "adaste_centred": quantized.adaste(INT4, 4.0, alpha=0.1, scale=0.25, centred=True),
+    "adaste_centred": quantized.adaste(TERNARY, 4.0, alpha=0.1, centred=True),
     "adaste_as_released": quantized.adaste(BINARY, 4.0, alpha=0.1, as_released=True),
     "tanh_projection": quantized.tanh_projection(TERNARY, 3.0),
     "tanh_projection_nudged": quantized.tanh_projection(BINARY, 3.0, beta=0.3),
@@ -44,6 +45,20 @@ QUANTIZERS = {
     ),
     "learned_levels": quantized.learned_levels(number_formats.symmetric(3)),
 }
+# Less often tested: others are like them.
+VARIANTS = {
+    "adaste_posit",
+    "binary_connect_drawn",
+    "dorefa_activation",
+    "proxquant_l2",
+    "ste_of_channels",
+    "ste_posit",
+    "tanh_projection_nudged",
+}
+CASES = [
+    pytest.param(name, marks=pytest.mark.thorough if name in VARIANTS else [])
+    for name in QUANTIZERS
+]
 # Those whose weights are levels in training already.
 ALWAYS_LEVELS = set(QUANTIZERS) - {
     "adaste",
