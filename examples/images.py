@@ -32,8 +32,8 @@ def load(config: Any, run: Run, *, squares: bool = False) -> Data:
 
     Args:
         config: with dataset, seed, num_train, num_validation and inputs ("unit", in
-            [0, 1], "signed", in [-1, 1], or "standard", less the mean of all training
-            pixels, in units of their standard deviation).
+            [0, 1], "signed", in [-1, 1], or "standard", less the mean of all pixels of
+            the training images in use, in units of their standard deviation).
         run: with the folder of the data.
         squares: `[n, side, side, 1]`, for convolutions.
     """
@@ -46,13 +46,13 @@ def load(config: Any, run: Run, *, squares: bool = False) -> Data:
     num_rest = len(splits.train.labels) - config.num_validation
     sizes = (config.num_train or num_rest, config.num_validation)
     train, validation = datasets.split(splits.train, sizes, config.seed)
-    mean, deviation = np.mean(train.inputs), np.std(train.inputs)
 
     def ready(part: Examples) -> Images:
         inputs = part.inputs.astype(np.float32)
         if config.inputs == "signed":
             inputs = 2 * inputs - 1
         if config.inputs == "standard":
+            mean, deviation = np.mean(train.inputs), np.std(train.inputs)
             inputs = (inputs - np.float32(mean)) / np.float32(deviation)
         if squares:
             side = round(inputs.shape[1] ** 0.5)
@@ -103,6 +103,12 @@ def accuracies(apply: Any, params: Any, part: Images) -> np.ndarray:
         outputs = apply(params, part.inputs[rows])
         right = right + jnp.sum(jnp.argmax(outputs, -1) == part.labels[rows], axis=-1)
     return np.atleast_1d(right) / max(len(part.labels), 1)
+
+
+def spread_of(found: np.ndarray) -> str:
+    """The mean of the seeds in %, of several with the standard deviation."""
+    more = f" ± {100 * np.std(found, ddof=1):.2f}" if len(found) > 1 else ""
+    return f"{100 * np.mean(found):.2f}{more}"
 
 
 def told_of(name: str, found: np.ndarray) -> dict[str, float]:

@@ -14,9 +14,10 @@ channel), which comes from
                    scale is the outer, the latent weights are the inner variable
 
 All but bilevel train on the validation images, too: what a researcher without it would
-do. bilevel takes a step of the scales after every `outer_every` steps of the weights,
-where they stand, with a few steps of damped CG on a batch. Test accuracies in %, with
-the statistics of batch normalisation of the final weights.
+do (`--cfg.join=false`: they do not). bilevel takes a step of the scales after every
+`outer_every` steps of the weights, where they stand, with a few steps of damped CG on a
+batch. Test accuracies in %, with the statistics of batch normalisation of the final
+weights.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ from bilevel.experiments import Run, progress
 from bilevel.experiments.config import field
 from bilevel.quantized import scales
 from examples import images, quantized_methods
-from examples.images import Data, Images, accuracies, load, told_of
+from examples.images import Data, Images, accuracies, load, spread_of, told_of
 from examples.quantized import State, deployment, program_of
 from examples.quantized_methods import Model, Network, Optimizer, Quantization
 
@@ -73,6 +74,7 @@ class Config:
     outer_every: int = field(5, help="steps of weights for one of scales", minimum=1)
     outer_batch: int = field(250, help="validation images in a step", minimum=1)
     decay: float = field(1e-4, help="L2 of latent weights", minimum=0.0)
+    join: bool = field(True, help="train all but bilevel on validation images, too")
     cg_steps: int = field(5, help="of the hypergradient", minimum=1)
     damping: float = field(1e-2, help="of CG", minimum=0.0)
 
@@ -167,7 +169,7 @@ def train(
 ) -> State:
     """All epochs with rounded weights."""
     known, rows = start.quantizer, data.train
-    if task.learns != "on validation data":
+    if config.join and task.learns != "on validation data":
         rows = jax.tree.map(lambda *x: jnp.concatenate(x), data.train, data.validation)
     num_steps = num_epochs * (len(rows.labels) // config.batch_size)
     losses = losses_of(config, task.quantizer, known)
@@ -267,11 +269,8 @@ def main(config: Config, run: Run) -> None:
     print(f"{'weights':24}{'test accuracy, %':>18}")
     summary: dict[str, float] = {}
     for name, values in found.items():
-        told = told_of(name, np.array(values))
-        summary |= told
-        spread = told.get(f"{name}_sd")
-        more = "" if spread is None else f" ± {100 * spread:.2f}"
-        print(f"{name:24}{100 * told[name]:>10.2f}{more}")
+        summary |= told_of(name, np.array(values))
+        print(f"{name:24}{spread_of(np.array(values)):>18}")
     run.finish({**summary, "seconds": time.monotonic() - began})
 
 

@@ -5,10 +5,11 @@
 
 A network is trained with real weights. Then, for each format, all weights are rounded,
 with one scale for each layer or for each output channel, that of the least squared
-error; and the network is trained for some epochs more with rounded weights, straight
-through within the range, the scales as they are (quantisation-aware training). The
-statistics of batch normalisation are always those of the rounded weights. The table
-shows test accuracies in %; a report says what the formats do to the weights themselves.
+error (`--cfg.scale=max_abs`: the one that clips nothing); and the network is trained
+for some epochs more with rounded weights, straight through within the range, the scales
+as they are (quantisation-aware training). The statistics of batch normalisation are
+always those of the rounded weights. The table shows test accuracies in %; a report says
+what the formats do to the weights themselves.
 """
 
 import dataclasses
@@ -23,9 +24,10 @@ import bilevel
 from bilevel import number_formats, quantized
 from bilevel.experiments import Run, progress
 from bilevel.experiments.config import field
+from bilevel.number_formats import NumberFormat
 from bilevel.quantized import scales
 from examples import quantized_methods
-from examples.images import Data, accuracies, load
+from examples.images import Data, accuracies, load, spread_of
 from examples.quantized import Program, State, moving, num_steps, program_of
 from examples.quantized_methods import Model, Optimizer, Quantization, optimizer_of
 
@@ -51,6 +53,9 @@ class Config:
     num_validation: int = field(0, help="held out of training", minimum=0)
     inputs: Literal["unit", "signed"] = field("signed", help="in [0, 1] or [-1, 1]")
     hidden: tuple[int, ...] = field((64, 64), help="widths")
+    scale: Literal["least_squares", "max_abs"] = field(
+        "least_squares", help="of the levels: least error, or nothing clipped"
+    )
     formats: tuple[str, ...] = field(FORMATS, help="by name")
     num_epochs: int = field(20, help="with real weights", minimum=1)
     num_more_epochs: int = field(5, help="with rounded weights", minimum=0)
@@ -82,10 +87,10 @@ def train(program: Program, states: State, data: Data, num_epochs: int) -> State
 
 
 def accuracies_of(program: Program, states: State, data: Data) -> np.ndarray:
-    """Of the final weights on the test images, `[num_seeds]`, in %."""
+    """Of the final weights on the test images, `[num_seeds]`."""
     variables = jax.jit(jax.vmap(program.deploy, (0, None)))(states, data.train)
     logits = jax.jit(jax.vmap(program.logits, (0, None)))
-    return 100 * accuracies(logits, variables, data.test)
+    return accuracies(logits, variables, data.test)
 
 
 def real_weights(config: Config, data: Data) -> tuple[State, np.ndarray]:
@@ -100,11 +105,12 @@ def real_weights(config: Config, data: Data) -> tuple[State, np.ndarray]:
 
 
 def compare(
-    config: Config, real: State, data: Data, name: str, per_channel: bool
+    config: Config, real: State, data: Data, levels: NumberFormat, per_channel: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Accuracies of weights in a format: rounded, and trained with it."""
-    levels = number_formats.by_name(name, saturating=True)
-    fit = scales.least_squares
+    fit = {"least_squares": scales.least_squares, "max_abs": scales.max_abs}[
+        config.scale
+    ]
     scale = scales.of_channels(fit) if per_channel else fit
     q = quantized.learned_scale(levels, scale)
     settings = config_of(
@@ -138,7 +144,7 @@ def draw(means: dict[str, np.ndarray], real: float, path: str) -> None:
     for axes, title, columns in zip(
         panels, ("rounded", "trained"), ((0, 1), (2, 3)), strict=True
     ):
-        axes.axhline(real, c="grey", lw=0.8, label="real weights")
+        axes.axhline(100 * real, c="grey", lw=0.8, label="real weights")
         for color, (kind, start) in enumerate(starts.items()):
             rows = [name for name in means if name.startswith(start)]
             for column, marker, scope in zip(
@@ -146,7 +152,7 @@ def draw(means: dict[str, np.ndarray], real: float, path: str) -> None:
             ):
                 axes.plot(
                     [bits[name] for name in rows],
-                    [means[name][column] for name in rows],
+                    [100 * means[name][column] for name in rows],
                     marker,
                     c=f"C{color}",
                     fillstyle="none",
@@ -172,16 +178,16 @@ def main(config: Config, run: Run) -> None:
 
     heads = ("rounded, layer", "channel", "trained, layer", "channel")
     print(f"\n{'format':16}{'bits':>5}" + "".join(f"{head:>16}" for head in heads))
-    print(f"{'real weights':16}{32:5}{told(references):>16}")
+    print(f"{'real weights':16}{32:5}{spread_of(references):>16}")
     found: dict[str, np.ndarray] = {}
     with progress("formats") as show:
         for number, (name, levels) in enumerate(
             zip(config.formats, chosen, strict=True)
         ):
-            pairs = [compare(config, real, data, name, own) for own in (False, True)]
+            pairs = [compare(config, real, data, levels, own) for own in (False, True)]
             columns = [pairs[own][kind] for kind in (0, 1) for own in (0, 1)]
             found[name] = np.stack(columns)
-            cells = "".join(f"{told(column):>16}" for column in columns)
+            cells = "".join(f"{spread_of(column):>16}" for column in columns)
             print(f"{name:16}{levels.bits:5}{cells}")
             means = found[name].mean(1).tolist()
             run.log(number, format=name, **dict(zip(COLUMNS, means, strict=True)))
@@ -192,12 +198,6 @@ def main(config: Config, run: Run) -> None:
     for name, columns in found.items():
         summary[name] = dict(zip(COLUMNS, columns.tolist(), strict=True))
     run.finish({**summary, "seconds": time.monotonic() - began})
-
-
-def told(values: np.ndarray) -> str:
-    """The mean of the seeds, of several with the standard deviation."""
-    more = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{more}"
 
 
 COLUMNS = ("rounded_layer", "rounded_channel", "trained_layer", "trained_channel")

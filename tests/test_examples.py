@@ -85,9 +85,10 @@ PROGRAMS = {
             "--cfg.num_train=200",
             "--cfg.hidden=8",
             "--cfg.bits=3",
-            "--cfg.methods=bilevel",
+            "--cfg.methods=lsq,bilevel",
+            "--cfg.join=false",
         ],
-        r"int3_bilevel +\d+\.\d+",
+        r"int3_lsq +\d+\.\d+\nint3_bilevel +\d+\.\d+",
     ),
     "number_formats.py": (
         [
@@ -97,8 +98,9 @@ PROGRAMS = {
             "--cfg.num_train=200",
             "--cfg.hidden=8",
             "--cfg.formats=posit6_1",
+            "--cfg.num_seeds=2",
         ],
-        r"posit6_1 +6( +\d+\.\d+){4}",
+        r"posit6_1 +6( +\d+\.\d+ ± \d+\.\d+){4}",
     ),
     "quantized.py": (
         [
@@ -107,6 +109,7 @@ PROGRAMS = {
             "--cfg.num_train=200",
             "--cfg.num_validation=32",
             "--cfg.num_seeds=2",
+            "--cfg.inputs=standard",
             "--cfg.model.hidden=8",
         ],
         r"Dense_1/kernel: \(8, 10\) binary(.|\n)*finished: test_accuracy 0\.\d+",

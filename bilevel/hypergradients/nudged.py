@@ -50,13 +50,14 @@ def nudged(
     of the value function min_w (G + b F) / b (Danskin), the penalty method F2SA.
 
     With `tilt`, every element of a *separable* inner problem gets its own finite nudge
-    t = tilt(w, x, v): the adjoint is u = (w_0 - w_t) v / t, or (w_-t - w_t) v / (2 t)
-    if centred, its limit where t = 0, and the pull-back -J' u.  With a quantiser's
-    energy and the one-sided nudge that just crosses the well's boundary it is AdaSTE.
+    t = tilt(w, x, v): the adjoint is u = (w_-t - w_t) v / (2 t), with centred=False
+    (w_0 - w_t) v / t, its limit where t = 0, and the pull-back -J' u.  With a
+    quantiser's energy, nudges that just cross the well's boundary and centred=False
+    it is AdaSTE.
 
     Args:
         beta: b; negative for a one-sided nudge away from the target.
-        centred: both signs of beta, instead of one.
+        centred: both signs of beta, or of the tilt, instead of one.
         linearised: nudge with <v, w>.  Otherwise with the outer function, which
             `argmin` must be given as `readout`; only multiples of its gradient can then
             be pulled back, any other cotangent gives an untrustworthy result.
@@ -78,7 +79,8 @@ def nudged(
 
     Raises:
         ValueError: beta is 0, not finite, or negative with `centred`; `tilt` together
-            with others; no readout where one is needed; a solver that cannot be nudged.
+            with others but `centred`; no readout where one is needed; a solver that
+            cannot be nudged.
 
     Source: Scellier and Bengio 2017, arXiv:1602.05179 (one-sided); Laborieux et al.
     2021, arXiv:2006.03824 (centred); Zucchet and Sacramento 2022, arXiv:2205.03076

@@ -50,6 +50,7 @@ def adaste(
                                                           nearest boundary
 
     for binary weights in the end g / |x|. That is linear in g, so noise averages out.
+    (Midway between two boundaries both nudges cross one, and h is twice as large.)
 
     Args:
         number_format: L; without scale, at most 16 bits.
@@ -60,21 +61,22 @@ def adaste(
             1 / alpha or more.
         alpha: by how much the wells' bottoms overshoot the levels.
         floor: the least length of a nudge, as a part of half the gap that it crosses: h
-            is at most 2 / floor times g for binary weights. 0 for the plain rule.
-        centred: nudge to both sides; advised for small batches (on MNIST, batches of
-            100, configs/quantized_adaste_mnist.py, it is what makes AdaSTE work).
+            is at most 2 / floor times g for binary weights, centred 1 / floor. 0 for
+            the plain rule.
+        centred: nudge to both sides; advised for small batches. Without it they need a
+            mean of g over thousands of steps (README, "Quantised training").
         scale: of the levels, from the weights, see `scales`; all else is in units of
             it, and it is a constant for gradients.
         as_released: the published code's multiplier of g instead, without floor, binary
             weights only. Known defects, absent from the clean form: a sign error
             freezes positive weights that want to shrink; absolute thresholds on g,
-            which a mean over a batch makes tiny, so that most weights get g itself; the
-            cap of 1/2 lies below 1 / (1 + rho) while rho < 1, so that weights that
-            should be boosted are damped. (Its optimiser is `optax.chain(
-            optax.scale(n**2), optax.add_decayed_weights(1.0), optax.ema(mu),
-            optax.scale(-lr))` with n = 10 times the number of training examples, the
-            loss a mean; it ran the model a second time at sgn(x) in each step, for its
-            running statistics.)
+            which a mean over a batch makes tiny, so that most weights get g / (1 + rho)
+            and in the end g itself; the cap of 1/2 lies below 1 / (1 + rho) while rho
+            < 1, so that weights that should be boosted are damped. (Its optimiser is
+            `optax.chain(optax.scale(n**2), optax.add_decayed_weights(1.0),
+            optax.ema(mu), optax.scale(-lr))` with n = 10 times the number of training
+            examples, the loss a mean; it ran the model a second time at sgn(x) in each
+            step, for its running statistics.)
 
     Returns:
         A `Quantizer`. Cost: s twice (centred: three times) and its derivative once.
@@ -104,7 +106,12 @@ def adaste(
     if not 0 <= floor <= 1:
         raise ValueError(f"adaste: floor must lie in [0, 1], got {floor}.")
     levels = levels_of(number_format)
-    nudge = straddling if centred else crossing
+
+    def tilt(x: jax.Array, _: jax.Array, g: jax.Array) -> jax.Array:
+        if centred:
+            return straddling(levels, x, floor)
+        return crossing(levels, x, g, floor)
+
     if as_released and centred:
         raise ValueError("adaste: as_released has no nudges; leave centred out.")
     if as_released:
@@ -112,7 +119,7 @@ def adaste(
     else:
         weights = nudged_argmin(
             lambda x, strength: bottom(levels, x, strength, alpha),
-            lambda x, _, g: nudge(levels, x, g, floor),
+            tilt,
             centred=centred,
         )
 
@@ -140,8 +147,7 @@ def bottom(levels: Levels, x: jax.Array, rho: jax.Array, alpha: float) -> jax.Ar
 
 def crossing(levels: Levels, x: jax.Array, g: jax.Array, floor: float) -> jax.Array:
     """The tilt t that takes x - t just past the next boundary; 0 if there is none."""
-    below = np.concatenate([[-np.inf], levels.boundaries])
-    above = np.concatenate([levels.boundaries, [np.inf]])
+    below, above = around(levels)
     half = np.diff(levels.values) / 2
     # At the ends, where there is no boundary, it is not used.
     half_below, half_above = np.append(half[0], half), np.append(half, half[-1])
@@ -157,13 +163,18 @@ def crossing(levels: Levels, x: jax.Array, g: jax.Array, floor: float) -> jax.Ar
     # Rounding must not leave it on this side.
     slack = 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x), jnp.abs(boundary))
     length = jnp.maximum(distance + slack, floor * half_gap)
-    crosses = jnp.isfinite(boundary) & (g != 0)
+    crosses = jnp.isfinite(distance) & (g != 0)
     return jnp.where(crosses, jnp.where(goes_down, length, -length), 0)
 
 
-def straddling(levels: Levels, x: jax.Array, g: jax.Array, floor: float) -> jax.Array:
-    """The tilt t, of g's sign, for which x and x + t or x - t lie on two sides."""
-    one = jnp.ones_like(x)
-    both = jnp.stack([crossing(levels, x, sign * one, floor) for sign in (1, -1)])
-    length = jnp.min(jnp.where(both == 0, jnp.inf, jnp.abs(both)), 0)
-    return jnp.where(g < 0, -length, length)
+def straddling(levels: Levels, x: jax.Array, floor: float) -> jax.Array:
+    """The tilt t that takes x - t just past the nearest boundary, up or down."""
+    below, above = (levels.of_cell(x, ends) for ends in around(levels))
+    direction = jnp.where(x - below <= above - x, 1, -1)
+    return crossing(levels, x, direction.astype(x.dtype), floor)
+
+
+def around(levels: Levels) -> tuple[np.ndarray, np.ndarray]:
+    """The boundaries below and above each level, infinite at the ends."""
+    ends = np.concatenate([[-np.inf], levels.boundaries, [np.inf]])
+    return ends[:-1], ends[1:]

@@ -134,6 +134,15 @@ ROWS = (
         ),
         data=separable_data,
     ),
+    Row(
+        "nudged, per element, one-sided",
+        _constant(
+            hypergradients.nudged(
+                tilt=lambda w, x, v: jax.tree.map(jnp.ones_like, w), centred=False
+            )
+        ),
+        data=separable_data,
+    ),
 )
 
 
@@ -598,6 +607,7 @@ VARIANTS = {
     "unrolled, mixed mode",
     "nudged, Richardson",
     "nudged, one-sided",
+    "nudged, per element, one-sided",
 }
 CELLS = [
     pytest.param(

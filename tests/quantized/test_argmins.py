@@ -150,7 +150,7 @@ def test_adaste_gradient_is_the_finite_difference_across_the_boundary(
 
 
 @pytest.mark.parametrize("levels", [BINARY, UNEVEN, POSIT], ids=lambda f: f.name)
-@pytest.mark.parametrize("floor", [0.0, 0.5])
+@pytest.mark.parametrize("floor", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("rho", "alpha"), [(4.0, 0.1), (100.0, 0.05)])
 def test_centred_adaste_is_the_difference_across_the_nearest_boundary(
     levels, floor, rho, alpha
@@ -158,27 +158,34 @@ def test_centred_adaste_is_the_difference_across_the_nearest_boundary(
     quantizer = quantized.adaste(levels, rho, alpha=alpha, floor=floor, centred=True)
     values, s = levels.levels(), lambda x: np.asarray(weights_of(quantizer, x))
     middle, half = (values[1:] + values[:-1]) / 2, np.diff(values) / 2
-    # With the floor a farther boundary of a narrower gap may ask for the shorter nudge.
-    below = np.searchsorted(middle, X, side="right") - 1
-    lengths = []
-    for index in (below, below + 1):
-        at_one = np.clip(index, 0, len(middle) - 1)
-        length = np.maximum(abs(X - middle[at_one]) * (1 + 1e-9), floor * half[at_one])
-        lengths.append(np.where(index == at_one, length, np.inf))
-    length = np.minimum(*lengths)
+    nearest = np.argmin(abs(X[:, None] - middle), 1)
+    length = np.maximum(abs(X - middle[nearest]) * (1 + 1e-9), floor * half[nearest])
     expected = (s(X + length) - s(X - length)) / (2 * length) * G
     np.testing.assert_allclose(pulled(quantizer, X, G), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_adaste_where_there_is_no_nudge(centred):
+    """On a boundary at 0, or at infinity, it is the limit, s'(x) g."""
+    quantizer = quantized.adaste(BINARY, 0.25, floor=0.0, centred=centred)
+    x = np.array([0.0, np.inf, -np.inf, np.inf, -np.inf])
+    g = np.array([1.0, 1.0, 1.0, -1.0, -1.0])
+    np.testing.assert_allclose(pulled(quantizer, x, g), [0.8, 0, 0, 0, 0], rtol=1e-12)
+
+
+def test_centred_adaste_midway_between_two_boundaries():
+    quantizer = quantized.adaste(TERNARY, 200.0, floor=0.0, centred=True)
+    found = pulled(quantizer, np.array([0.0, 1e-3]), np.ones(2))
+    np.testing.assert_allclose(found, [2.0, 1 / (2 * 0.499)], rtol=1e-9)
+
+
 def test_centred_adaste_lets_noise_average_out():
-    clean, centred = (
-        quantized.adaste(BINARY, 200.0, floor=0.1, centred=centred)
-        for centred in (False, True)
-    )
+    one_sided = quantized.adaste(BINARY, 200.0, floor=0.1)
+    centred = quantized.adaste(BINARY, 200.0, floor=0.1, centred=True)
     expected = G / np.maximum(abs(X), 0.1)
     np.testing.assert_allclose(pulled(centred, X, G), expected, rtol=1e-12)
     # Gradients of either sign move one-sided latent weights to the boundary.
-    rest = [pulled(q, X, G) + pulled(q, X, -G) for q in (clean, centred)]
+    rest = [pulled(q, X, G) + pulled(q, X, -G) for q in (one_sided, centred)]
     np.testing.assert_allclose(rest[1], 0, atol=1e-14)
     np.testing.assert_allclose(
         rest[0] * np.sign(X), 2 * abs(G) / np.maximum(abs(X), 0.1), rtol=1e-12
