@@ -37,6 +37,10 @@ that by hand, which is as fast:
     ngc-learn, calls   jax 0.12.0     33          11            61 to 66    11
     ngc-learn, scan    jax 0.12.0     18          6             22 to 23    4
 
+A faster machine, later: bilevel 1.25 and 2.35 ms; pcx as it installs 1.8 to 1.95 times,
+under jax 0.10.2 1.2 to 1.3 (T = 8) and 1.1 to 1.25 (T = 20); ngc-learn 8 to 14, and in
+its scan 8 and 6.
+
 Most of the factor against pcx as it installs is its older jax: there it takes 0.99 to
 1.11 times what the same takes by hand. Two products of 64 x 256 x 256 a step bound what
 is left to gain: 20 steps of them are 3.4 ms at this core's rate. The first call takes
