@@ -441,6 +441,22 @@ def test_identity_passes_gradients_whatever_the_nudge(beta: float, centred: bool
     np.testing.assert_allclose(latent_gradient(IDENTITY, rule), SLOPES, rtol=1e-12)
 
 
+def test_steps_of_nudges_to_both_sides_are_counted():
+    objective = lambda w, x, batch: jnp.sum((w - x) ** 2) / 2
+    problem = bilevel.Problem(objective, lambda w, x, batch: jnp.sum(SLOPES * w))
+    batches = bilevel.Batches(None, None)
+    steps, settled = {}, {}
+    for centred in (False, True):
+        rule = nudged(tilt=lambda w, x, v: 0.1 * v, centred=centred)
+        evaluate = bilevel.value_and_hypergradient(
+            problem, IDENTITY, rule, certify=False
+        )
+        info = jax.jit(evaluate)(jnp.zeros(6), LATENT, batches).info.pullback
+        steps[centred], settled[centred] = int(info.num_steps), bool(info.converged)
+    assert steps == {False: 1, True: 2}
+    assert settled == {False: True, True: True}
+
+
 def hyperbolic(w: jax.Array, x: jax.Array, batch: None) -> jax.Array:
     """Minimised by w = tanh(1.7 x)."""
     del batch
