@@ -40,11 +40,16 @@ from bilevel import (
 )
 from bilevel.experiments import Run, progress
 from bilevel.experiments.config import field
-from bilevel.quantized import scales
 from examples import images, quantized_methods
 from examples.images import Data, Images, accuracies, load, spread_of, told_of
 from examples.quantized import State, deployment, program_of
-from examples.quantized_methods import Model, Network, Optimizer, Quantization
+from examples.quantized_methods import (
+    Model,
+    Network,
+    Optimizer,
+    Quantization,
+    scale_of,
+)
 
 METHODS = ("max_abs", "least_squares", "lsq", "bilevel")
 
@@ -98,11 +103,12 @@ class Task(NamedTuple):
 def task_of(config: Config, method: str, bits: int) -> Task:
     """The quantiser, and on what its scale learns."""
     levels = number_formats.symmetric(bits)
-    fit = scales.max_abs if method == "max_abs" else scales.least_squares
     if method == "lsq":
         own = quantized.lsq(levels, per_channel=config.per_channel)
         return Task(own, "with the weights")
-    scale = scales.of_channels(fit) if config.per_channel else fit
+    # bilevel begins with the least squared error.
+    name = "max_abs" if method == "max_abs" else "least_squares"
+    scale = scale_of(name, config.per_channel)
     learns = "on validation data" if method == "bilevel" else "nothing"
     return Task(quantized.learned_scale(levels, scale), learns)
 

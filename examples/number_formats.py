@@ -25,11 +25,16 @@ from bilevel import number_formats, quantized
 from bilevel.experiments import Run, progress
 from bilevel.experiments.config import field
 from bilevel.number_formats import NumberFormat
-from bilevel.quantized import scales
 from examples import quantized_methods
 from examples.images import Data, accuracies, load, spread_of
 from examples.quantized import Program, State, moving, num_steps, program_of
-from examples.quantized_methods import Model, Optimizer, Quantization, optimizer_of
+from examples.quantized_methods import (
+    Model,
+    Optimizer,
+    Quantization,
+    optimizer_of,
+    scale_of,
+)
 
 FORMATS = (
     *("int4", "int5", "int6", "int7", "int8", "int16"),
@@ -108,11 +113,7 @@ def compare(
     config: Config, real: State, data: Data, levels: NumberFormat, per_channel: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Accuracies of weights in a format: rounded, and trained with it."""
-    fit = {"least_squares": scales.least_squares, "max_abs": scales.max_abs}[
-        config.scale
-    ]
-    scale = scales.of_channels(fit) if per_channel else fit
-    q = quantized.learned_scale(levels, scale)
+    q = quantized.learned_scale(levels, scale_of(config.scale, per_channel))
     settings = config_of(
         config, max(config.num_more_epochs, 1), config.more_learning_rate
     )

@@ -145,7 +145,7 @@ def quantizer_of(config: Config, num_steps: int) -> quantized.Quantizer | None:
     if own.method == "none":
         return None
     levels = number_formats.by_name(own.number_format)
-    scale = _scale_of(own)
+    scale = None if own.scale == "none" else scale_of(own.scale, own.per_channel)
     strength = growing(own, num_steps)
     of_levels: dict[str, Callable[[], quantized.Quantizer]] = {
         "adaste": lambda: quantized.adaste(
@@ -211,11 +211,10 @@ def growing(own: Quantization, num_steps: int) -> Callable[[Any], jax.Array]:
     return strength
 
 
-def _scale_of(own: Quantization) -> scales.Scale | None:
-    if own.scale == "none":
-        return None
-    scale = getattr(scales, own.scale)
-    return scales.of_channels(scale) if own.per_channel else scale
+def scale_of(name: str, per_channel: bool) -> scales.Scale:
+    """One of `quantized.scales` by its name, for a layer or for each output channel."""
+    scale = getattr(scales, name)
+    return scales.of_channels(scale) if per_channel else scale
 
 
 def optimizer_of(

@@ -73,12 +73,21 @@ class Report(NamedTuple):
         """The relative errors against the magnitude, with the values' histogram."""
         from matplotlib.figure import Figure
 
-        figure = Figure((8, 5), layout="constrained")
+        figure = Figure((10, 5), layout="constrained")
         axes = figure.subplots()
         magnitudes = self.largest * 2.0 ** -(np.arange(len(self.shares)) + 0.5)
-        for row in self.rows:
+        for number, row in enumerate(self.rows):
+            # There are ten colours.
+            style = ("o-", "s--", "^:", "D-.")[number // 10 % 4]
             label = f"{row.name} ({row.sqnr:.1f} dB)"
-            axes.plot(magnitudes, row.relative_errors, "o-", markersize=3, label=label)
+            axes.plot(
+                magnitudes,
+                row.relative_errors,
+                style,
+                color=f"C{number % 10}",
+                markersize=3,
+                label=label,
+            )
         axes.set(
             xscale="log",
             yscale="log",
@@ -92,7 +101,7 @@ class Report(NamedTuple):
         behind.set_ylabel("share of the values")
         axes.set_zorder(behind.get_zorder() + 1)
         axes.patch.set_visible(False)
-        axes.legend(fontsize="small", loc="lower left")
+        figure.legend(fontsize="small", loc="outside right upper")
         return figure
 
 

@@ -105,6 +105,8 @@ def adaste(
     positive("adaste: alpha", alpha)
     if not 0 <= floor <= 1:
         raise ValueError(f"adaste: floor must lie in [0, 1], got {floor}.")
+    if as_released and centred:
+        raise ValueError("adaste: as_released has no nudges; leave centred out.")
     levels = levels_of(number_format)
 
     def tilt(x: jax.Array, _: jax.Array, g: jax.Array) -> jax.Array:
@@ -112,8 +114,6 @@ def adaste(
             return straddling(levels, x, floor)
         return crossing(levels, x, g, floor)
 
-    if as_released and centred:
-        raise ValueError("adaste: as_released has no nudges; leave centred out.")
     if as_released:
         weights = as_released_rule(number_format, alpha)
     else:
