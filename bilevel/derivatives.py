@@ -150,6 +150,46 @@ def mixed_jvp(
     return jax.jvp(lambda t: gradient(inner, t), (theta,), (tangent,))[1]
 
 
+def linear_solve(
+    matvec: Callable[[Tree], Tree],
+    rhs: Tree,
+    solve: Callable[..., Any],
+    transpose_solve: Callable[..., Any],
+    *,
+    parameters: Tree,
+    symmetric: bool = False,
+    has_aux: bool = False,
+) -> Any:
+    """A^-1 b by any solver, differentiable in both modes to any order.
+
+    `lax.custom_linear_solve`, for trees of which a derivative touches some leaves only:
+    JAX refuses (with an empty `AssertionError`) to transpose a solve unless every leaf
+    of its right-hand side carries a tangent.  Right-hand side, matrix and solution are
+    tied (see `trees.tied`), so that if one leaf carries a tangent, all do, in
+    derivatives of derivatives too.
+
+    Args:
+        matvec: u -> A u.
+        rhs: b.
+        solve: `(matvec, b) -> u`, or `(u, aux)` with `has_aux`.
+        transpose_solve: the same for A'.
+        parameters: what the matrix and b are computed from.
+        symmetric: A is symmetric.
+        has_aux: whether the solvers return auxiliary output.
+    """
+    out = jax.lax.custom_linear_solve(
+        lambda u: trees.tied(matvec(u), parameters),
+        trees.tied(rhs, rhs, parameters),
+        solve,
+        transpose_solve,
+        symmetric=symmetric,
+        has_aux=has_aux,
+    )
+    if has_aux:
+        return trees.tied(out[0], out[0]), out[1]
+    return trees.tied(out, out)
+
+
 def gauss_newton(
     residuals: Callable[[Tree], Tree],
     loss: Callable[[Tree], jax.Array],

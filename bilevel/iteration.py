@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from bilevel import checks
+
 Rematerialize: TypeAlias = Literal["none", "step", "segments"]
 """What reverse-mode differentiation of T steps keeps in memory: "none" recomputes
 nothing and keeps the residuals of T steps; "step" keeps T states and recomputes each
@@ -48,8 +50,7 @@ def iterate(
         >>> float(iterate(lambda s: 2.0 * s, 1.0, num_steps=10))
         1024.0
     """
-    if not isinstance(num_steps, int) or num_steps < 0:
-        raise ValueError(f"num_steps must be an integer >= 0, got {num_steps!r}.")
+    num_steps = checks.count("num_steps", num_steps, 0)
     if rematerialize not in ("none", "step", "segments"):
         raise ValueError(
             'rematerialize must be "none", "step" or "segments", got '
@@ -89,7 +90,7 @@ def iterate_until(
     state: Any,
     done: Callable[[Any], jax.Array],
     *,
-    max_steps: int,
+    max_steps: jax.Array | int,
 ) -> tuple[Any, jax.Array]:
     """Applies `step` until `done(state)`, at most `max_steps` times.
 
@@ -102,7 +103,7 @@ def iterate_until(
         state: any pytree of arrays.
         done: `done(state) -> []` bool.  Write criteria as `~(residual > tolerance)`,
             so that a NaN ends the loop.
-        max_steps: the cap, at least 0.
+        max_steps: the cap, at least 0; it may be traced (`[]` int32).
 
     Returns:
         The last state, and the number of steps taken (`[]` int32).
@@ -117,8 +118,8 @@ def iterate_until(
         >>> float(state), int(steps)
         (128.0, 7)
     """
-    if not isinstance(max_steps, int) or max_steps < 0:
-        raise ValueError(f"max_steps must be an integer >= 0, got {max_steps!r}.")
+    if not isinstance(max_steps, jax.Array):
+        max_steps = checks.count("max_steps", max_steps, 0)
 
     def proceed(carry: tuple[Any, jax.Array]) -> jax.Array:
         state, steps = carry

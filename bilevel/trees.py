@@ -72,6 +72,24 @@ def zeros_like(a: Tree) -> Tree:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def tied(a: Tree, *sources: Tree) -> Tree:
+    """`a`, every leaf of which formally depends on every float leaf of `sources`.
+
+    The dependence is linear and exactly zero, also where a source is inf or NaN, and a
+    compiler removes it.  `lax.custom_linear_solve` cannot be transposed unless every
+    leaf of its right-hand side carries a tangent: this gives one to leaves that what is
+    differentiated does not touch (a bias that x does not penalise).
+    """
+    floats = [x for x in jax.tree.leaves(sources) if is_float(x)]
+    total = sum((jnp.sum(x).astype(real_dtype(a)) for x in floats), 0.0)
+
+    def tie(leaf: jax.Array) -> jax.Array:
+        never = jnp.zeros(leaf.shape, bool)
+        return jnp.where(never, jnp.asarray(total, leaf.dtype), leaf)
+
+    return jax.tree.map(tie, a) if floats else a
+
+
 def is_float(x: Any) -> bool:
     """Whether a leaf is of a floating-point dtype, hence differentiable."""
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)

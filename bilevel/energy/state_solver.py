@@ -44,7 +44,7 @@ def state_solver(
         >>> chain = energy.feedforward([linen.Dense(8), linen.Dense(2)], "hard_sigmoid")
         >>> solver = state_solver(energy.networks.hopfield(chain), max_steps=30)
     """
-    check_limits("state_solver", max_steps, rtol)
+    max_steps = check_limits("state_solver", max_steps, rtol)
     one_sweep = sweeps(1, order=order)
 
     def apply(oracle: Oracle, theta: Any, state: State, force: dict) -> State:

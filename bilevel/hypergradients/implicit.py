@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from bilevel import trees
-from bilevel.derivatives import hvp, mixed_jvp, mixed_vjp, zero_cotangent
+from bilevel.derivatives import (
+    hvp,
+    linear_solve,
+    mixed_jvp,
+    mixed_vjp,
+    zero_cotangent,
+)
 from bilevel.hypergradients import certificate
 from bilevel.hypergradients.base import (
     INITIAL_POINT,
@@ -100,6 +106,7 @@ def implicit(
             initial,
             precondition(inner, active.build(active.values)),
             problem.solver.symmetric,
+            (inner, active.values),
         )
         pulled = mixed_vjp(residual, inner, active.values, adjoint)
         return Pullback(trees.scale(-1.0, pulled), adjoint, _info(linear))
@@ -185,11 +192,12 @@ def implicit_function(
         rhs = mixed_jvp(residual, inner, active.values, direction)
         matvec = hvp(residual, inner, active.values)
         vecmat = matvec if problem.solver.symmetric else _transposed(matvec, inner)
-        tangent = jax.lax.custom_linear_solve(
+        tangent = linear_solve(
             matvec,
-            trees.scale(-1.0, rhs),
+            trees.tied(trees.scale(-1.0, rhs), direction),
             solve=lambda mv, b: tangent_solve(inner, active, b, mv),
             transpose_solve=lambda _, b: adjoint_solve(inner, active, b, vecmat),
+            parameters=(inner, active.values),
         )
         return (inner, info), (tangent, jax.tree.map(zero_cotangent, info))
 
@@ -223,6 +231,7 @@ def _solve(
     initial: Tree | None,
     precondition: Callable[[Tree], Tree] | None,
     symmetric: bool,
+    parameters: Tree,
 ) -> tuple[Tree, LinearInfo]:
     """A linear solve that can itself be differentiated in both modes."""
     start = jax.lax.stop_gradient(initial)
@@ -233,11 +242,12 @@ def _solve(
     def cold(mv: Callable, b: Tree) -> tuple[Tree, LinearInfo]:
         return solver.solve(mv, b, None, None)
 
-    return jax.lax.custom_linear_solve(
+    return linear_solve(
         matvec,
         rhs,
         solve,
-        transpose_solve=solve if symmetric and initial is None else cold,
+        solve if symmetric and initial is None else cold,
+        parameters=parameters,
         symmetric=symmetric and initial is None,
         has_aux=True,
     )

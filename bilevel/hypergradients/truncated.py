@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from bilevel import checks
 from bilevel.hypergradients.attach import by_program, detached
 from bilevel.hypergradients.base import (
     Active,
@@ -53,8 +54,7 @@ def truncated(
         >>> rule = truncated(20)
     """
     check_rematerialize("truncated", rematerialize)
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"truncated: num_steps must be an integer >= 1: {num_steps}.")
+    num_steps = checks.count("truncated: num_steps", num_steps, 1)
 
     def run(
         problem: InnerProblem, inner0: Tree, theta: Theta

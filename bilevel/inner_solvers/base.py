@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import trees
+from bilevel import checks, trees
 from bilevel.derivatives import Oracle
 from bilevel.iteration import Rematerialize, iterate, iterate_until
 from bilevel.trees import Tree
@@ -188,12 +188,11 @@ def trajectory(
     )
 
 
-def check_limits(name: str, max_steps: int, rtol: float | None) -> None:
-    """Raises `ValueError` for a cap or a tolerance out of range."""
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"{name}: max_steps must be an integer >= 1, got {max_steps}.")
+def check_limits(name: str, max_steps: int, rtol: float | None) -> int:
+    """`max_steps` as an int; raises `ValueError` for it or `rtol` out of range."""
     if rtol is not None and not 0 <= rtol < 1:
         raise ValueError(f"{name}: rtol must lie in [0, 1), got {rtol}.")
+    return checks.count(f"{name}: max_steps", max_steps, 1)
 
 
 def gradient_scale(value: jax.Array, inner: Tree) -> jax.Array:

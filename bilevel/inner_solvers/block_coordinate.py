@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel import trees
+from bilevel import checks, trees
 from bilevel.derivatives import Oracle
 from bilevel.inner_solvers.base import InnerSolver, StepInfo, check_limits
 from bilevel.trees import Tree
@@ -53,13 +53,11 @@ def block_coordinate(
         ...     [("odd",), ("even",)], lambda s, g: jnp.clip(s - g, 0, 1), max_steps=20
         ... )
     """
-    check_limits("block_coordinate", max_steps, rtol)
-    step_size = update if isinstance(update, int | float) else None
+    max_steps = check_limits("block_coordinate", max_steps, rtol)
+    step_size = None
+    if checks.is_number(update):
+        step_size = checks.positive("block_coordinate: the step size", update)
     smooth = step_size is not None
-    if step_size is not None and not step_size > 0:
-        raise ValueError(
-            f"block_coordinate: the step size must be positive, got {step_size}."
-        )
 
     def apply(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
         if callable(update):

@@ -41,7 +41,7 @@ def fixed_point(
     Example:
         >>> solver = fixed_point(lambda w, x, batch: 0.5 * w + x)
     """
-    check_limits("fixed_point", max_steps, rtol)
+    max_steps = check_limits("fixed_point", max_steps, rtol)
 
     def init(oracle: Oracle, inner: Tree, theta: Tree) -> tuple[()]:
         del inner, theta

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from bilevel import trees
+from bilevel import checks, trees
 from bilevel.derivatives import Oracle
 from bilevel.inner_solvers.base import (
     InnerSolver,
@@ -39,13 +39,10 @@ def gradient_descent(
     Example:
         >>> solver = gradient_descent(optax.adam(1e-2), max_steps=500)
     """
-    check_limits("gradient_descent", max_steps, rtol)
-    if isinstance(optimizer, int | float):
-        if not optimizer > 0:
-            raise ValueError(
-                f"gradient_descent: the step size must be positive, got {optimizer}."
-            )
-        optimizer = optax.sgd(optimizer)
+    max_steps = check_limits("gradient_descent", max_steps, rtol)
+    if checks.is_number(optimizer):
+        step_size = checks.positive("gradient_descent: the step size", optimizer)
+        optimizer = optax.sgd(step_size)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
             "gradient_descent: expected an optax transformation or a step size, got "

@@ -2,6 +2,7 @@
 
 import optax
 
+from bilevel import checks
 from bilevel.inner_solvers.base import InnerSolver
 from bilevel.inner_solvers.gradient_descent import gradient_descent
 
@@ -30,11 +31,10 @@ def lbfgs(
 
     Source: Liu and Nocedal 1989; Nocedal and Wright 2006, algorithms 3.5 and 7.4.
     """
-    if memory_size < 1 or max_linesearch_steps < 1:
-        raise ValueError(
-            "lbfgs: memory_size and max_linesearch_steps must be at least 1, got "
-            f"{memory_size} and {max_linesearch_steps}."
-        )
+    memory_size = checks.count("lbfgs: memory_size", memory_size, 1)
+    max_linesearch_steps = checks.count(
+        "lbfgs: max_linesearch_steps", max_linesearch_steps, 1
+    )
     optimizer = optax.lbfgs(
         memory_size=memory_size,
         linesearch=optax.scale_by_zoom_linesearch(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import trees
+from bilevel import checks, trees
 from bilevel.derivatives import Oracle, hvp
 from bilevel.inner_solvers.base import (
     InnerSolver,
@@ -53,9 +53,8 @@ def newton(
 
     Source: Nocedal and Wright 2006, algorithm 7.1; Eisenstat and Walker 1996.
     """
-    check_limits("newton", max_steps, rtol)
-    if max_cg_steps < 1:
-        raise ValueError(f"newton: max_cg_steps must be >= 1, got {max_cg_steps}.")
+    max_steps = check_limits("newton", max_steps, rtol)
+    max_cg_steps = checks.count("newton: max_cg_steps", max_cg_steps, 1)
 
     def init(oracle: Oracle, inner: Tree, theta: Tree) -> NewtonState:
         del oracle, theta

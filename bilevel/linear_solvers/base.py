@@ -53,10 +53,12 @@ def unit(rhs: Tree) -> tuple[Tree, jax.Array]:
     """`rhs` scaled to norm one, and the norm; (0, 0) for a zero right-hand side.
 
     Solving for the unit vector makes every tolerance independent of the scale of the
-    loss and keeps tiny cotangents from underflowing.
+    loss and keeps tiny cotangents from underflowing.  The barrier keeps a compiler from
+    undoing that: it would multiply (c s) (c s) as c^2 s^2 where c is a constant.
     """
     size = trees.norm(rhs)
-    return trees.scale(1 / jnp.where(size > 0, size, 1), rhs), size
+    scaled = trees.scale(1 / jnp.where(size > 0, size, 1), rhs)
+    return jax.lax.optimization_barrier(scaled), size
 
 
 def epsilon(tree: Tree) -> float:

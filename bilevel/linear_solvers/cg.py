@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import trees
+from bilevel import checks, trees
 from bilevel.iteration import iterate_until
 from bilevel.linear_solvers.base import LinearInfo, LinearSolver, Matvec, epsilon, unit
 from bilevel.trees import Tree
@@ -25,8 +25,8 @@ def cg(
     the worse the matrix is conditioned.  It also stops where rounding lets nothing
     improve any more, |r| <= 1e-3 eps L |u|; `error` then tells what was reached.
     Everything is relative: multiplying the problem by a constant changes nothing.
-    A direction with p'Ap <= 0 (an indefinite Hessian) ends the solve with the iterate
-    before it and `positive_definite=False`.
+    A direction with p'Ap <= 0, or positive by rounding only (an indefinite or singular
+    A), ends the solve with the iterate before it and `positive_definite=False`.
 
     Args:
         rtol: tolerance on the relative error of the solution; None means 1e-7 in
@@ -56,8 +56,7 @@ def cg(
     """
     if rtol is not None and not 0 <= rtol < 1:
         raise ValueError(f"cg: rtol must lie in [0, 1), got {rtol}.")
-    if max_steps is not None and max_steps < 1:
-        raise ValueError(f"cg: max_steps must be at least 1, got {max_steps}.")
+    cap = 10_000 if max_steps is None else checks.count("cg: max_steps", max_steps, 1)
     if not (damping >= 0 and math.isfinite(damping)):
         raise ValueError(f"cg: damping must be finite and >= 0, got {damping}.")
 
@@ -73,7 +72,7 @@ def cg(
             initial,
             precondition,
             rtol=_default_rtol(rhs) if rtol is None else rtol,
-            max_steps=10_000 if max_steps is None else max_steps,
+            max_steps=cap,
             damping=damping,
         )
 
@@ -121,6 +120,16 @@ class _State(NamedTuple):
     indefinite: jax.Array
 
 
+class _System(NamedTuple):
+    """A u = b, with what does not change from step to step."""
+
+    apply: Matvec  # A, damped
+    inverse: Matvec  # M^-1
+    preconditioned: bool
+    rhs: Tree  # b, of norm one
+    inverse_quotient: jax.Array  # u'u / u'Au of the initial guess, 0 without one
+
+
 def _default_rtol(rhs: Tree) -> float:
     return max(1e-7, math.sqrt(epsilon(rhs)))
 
@@ -132,14 +141,107 @@ def conjugate_gradients(
     precondition: Matvec | None = None,
     *,
     rtol: jax.Array | float,
-    max_steps: int,
+    max_steps: jax.Array | int,
     damping: float = 0.0,
+    floor: jax.Array | float = 0.0,
 ) -> tuple[Tree, LinearInfo]:
-    """The iteration behind `cg`, for callers whose tolerance is a traced value."""
-    eps = epsilon(rhs)
-    inverse = precondition if precondition is not None else lambda r: r
-    b, scale = unit(rhs)
+    """The iteration behind `cg`, for callers whose settings are traced values.
 
+    Args:
+        matvec: u -> A u.
+        rhs: b.
+        initial: where to start; None means zero.
+        precondition: r -> M^-1 r.
+        rtol: as in `cg`.
+        max_steps: as in `cg`.
+        damping: as in `cg`.
+        floor: also stop, and call it converged, at |A u - b| <= floor (not relative).
+    """
+    solution, info, _ = cg_with_curvature(
+        matvec,
+        rhs,
+        initial,
+        precondition,
+        rtol=rtol,
+        max_steps=max_steps,
+        damping=damping,
+        floor=floor,
+    )
+    return solution, info
+
+
+def cg_with_curvature(
+    matvec: Matvec,
+    rhs: Tree,
+    initial: Tree | None = None,
+    precondition: Matvec | None = None,
+    *,
+    rtol: jax.Array | float,
+    max_steps: jax.Array | int,
+    damping: float = 0.0,
+    floor: jax.Array | float = 0.0,
+) -> tuple[Tree, LinearInfo, Tree]:
+    """`conjugate_gradients`, and the last search direction p.
+
+    Where `info.positive_definite` is False, p has no positive curvature, p'Ap <= 0 up
+    to rounding: a way out of a saddle.
+    """
+    b, scale = unit(rhs)
+    nonzero = jnp.where(scale > 0, scale, 1)
+    system, state = _start(matvec, b, initial, nonzero, precondition, damping)
+    eps = epsilon(rhs)
+    floor = floor / nonzero
+
+    def met(s: _State) -> jax.Array:
+        # Written so that a NaN ends the loop.
+        going_on = (_error(system, s) > rtol) & (s.residual_norm > floor)
+        return ~going_on | _rounding(s, eps) | ~(s.residual_norm > 0)
+
+    state, num_steps = iterate_until(
+        lambda s: _step(system, s, eps),
+        state,
+        lambda s: met(s) | s.indefinite,
+        max_steps=max_steps,
+    )
+
+    # The recursion drifts away from the true residual; what is reported is the latter.
+    true_residual = trees.sub(b, system.apply(state.solution))
+    residual_norm = jnp.sqrt(trees.dot(true_residual, true_residual))
+    final = state._replace(
+        residual=true_residual,
+        residual_norm=residual_norm,
+        rho=trees.dot(true_residual, system.inverse(true_residual)),
+    )
+    is_zero = scale == 0
+    # Written so that a NaN is not converged.
+    accurate = (_error(system, state) <= rtol) | (state.residual_norm <= floor)
+    reached = accurate | _rounding(state, eps) | (state.residual_norm == 0)
+    drifted = residual_norm > 10 * state.residual_norm + 1e3 * eps * (
+        state.largest * state.solution_norm + 1
+    )
+    info = LinearInfo(
+        residual_norm=residual_norm,
+        error=jnp.where(
+            is_zero | (residual_norm == 0), 0, _error(system, final)
+        ),
+        num_steps=num_steps,
+        converged=is_zero
+        | (reached & ~state.indefinite & jnp.isfinite(residual_norm) & ~drifted),
+        positive_definite=~state.indefinite,
+        smallest=1 / jnp.where(num_steps > 0, state.ritz.inverse_norm2, jnp.nan),
+        largest=jnp.where(num_steps > 0, state.largest, jnp.nan),
+    )
+    return trees.scale(scale, state.solution), info, state.direction
+
+
+def _start(
+    matvec: Matvec,
+    b: Tree,
+    initial: Tree | None,
+    scale: jax.Array,
+    precondition: Matvec | None,
+    damping: float,
+) -> tuple[_System, _State]:
     def apply(u: Tree) -> Tree:
         return trees.axpy(damping, u, matvec(u)) if damping else matvec(u)
 
@@ -147,7 +249,7 @@ def conjugate_gradients(
     if initial is None:
         start, residual, inverse_quotient = trees.zeros_like(b), b, zero
     else:
-        start = trees.scale(1 / jnp.where(scale > 0, scale, 1), initial)
+        start = trees.scale(1 / scale, initial)
         product = apply(start)
         residual = trees.sub(b, product)
         # After a good guess the residual lives on large eigenvalues; that there are
@@ -155,51 +257,7 @@ def conjugate_gradients(
         quotient = trees.dot(start, product)
         squared = trees.dot(start, start)
         inverse_quotient = squared / jnp.where(quotient > 0, quotient, jnp.inf)
-
-    def error(s: _State) -> jax.Array:
-        known = (s.ritz.inverse_norm2 > 0) & (s.solution_norm > 0)  # after a step
-        safe = jnp.where(known, s.solution_norm, 1)
-        if precondition is None:
-            inverse = jnp.maximum(s.ritz.inverse_norm2, inverse_quotient)
-            relative = s.residual_norm * inverse / safe
-        else:  # in the energy norm, which needs no product with the inverse of M
-            energy = trees.dot(s.solution, trees.sub(b, s.residual))
-            bound = jnp.abs(s.rho) * s.ritz.inverse_norm2
-            relative = jnp.sqrt(bound / jnp.where(energy > 0, energy, 1))
-            relative = jnp.maximum(relative, s.residual_norm * inverse_quotient / safe)
-        return jnp.where(known, relative, jnp.inf)
-
-    def met(s: _State) -> jax.Array:
-        # The recursive residual keeps falling where the true one, about eps L |u|, does
-        # not; while it does, small eigenvalues are still being resolved.
-        rounding = s.residual_norm <= 1e-3 * eps * s.largest * s.solution_norm
-        return ~(error(s) > rtol) | rounding | ~(s.residual_norm > 0)
-
-    def step(s: _State) -> _State:
-        product = apply(s.direction)
-        curvature = trees.dot(s.direction, product)
-        indefinite = ~(curvature > 0)
-        alpha = jnp.where(indefinite, 0, s.rho / jnp.where(indefinite, 1, curvature))
-        solution = trees.axpy(alpha, s.direction, s.solution)
-        residual = trees.axpy(-alpha, product, s.residual)
-        z = inverse(residual)
-        rho = trees.dot(residual, z)
-        beta = rho / jnp.where(s.rho == 0, 1, s.rho)
-        squared = rho if precondition is None else trees.dot(residual, residual)
-        quotient = curvature / trees.dot(s.direction, s.direction)
-        # With curvature <= 0, alpha is 0 and the solution stays as it was.
-        return _State(
-            solution=solution,
-            residual=residual,
-            direction=trees.axpy(beta, s.direction, z),
-            rho=rho,
-            residual_norm=jnp.sqrt(squared),
-            solution_norm=jnp.sqrt(trees.dot(solution, solution)),
-            ritz=_grow(s.ritz, alpha, beta),
-            largest=jnp.maximum(s.largest, quotient),
-            indefinite=indefinite,
-        )
-
+    inverse = precondition if precondition is not None else lambda r: r
     z = inverse(residual)
     state = _State(
         solution=start,
@@ -212,26 +270,59 @@ def conjugate_gradients(
         largest=zero,
         indefinite=jnp.zeros((), bool),
     )
-    state, num_steps = iterate_until(
-        step, state, lambda s: met(s) | s.indefinite, max_steps=max_steps
+    system = _System(apply, inverse, precondition is not None, b, inverse_quotient)
+    return system, state
+
+
+def _step(system: _System, s: _State, eps: float) -> _State:
+    product = system.apply(s.direction)
+    curvature = trees.dot(s.direction, product)
+    squared = trees.dot(s.direction, s.direction)
+    # A curvature that is rounding of A is none: a step along it would be without bound.
+    indefinite = ~(curvature > eps * s.largest * squared)
+    alpha = jnp.where(indefinite, 0, s.rho / jnp.where(indefinite, 1, curvature))
+    solution = trees.axpy(alpha, s.direction, s.solution)
+    residual = trees.axpy(-alpha, product, s.residual)
+    z = system.inverse(residual)
+    rho = trees.dot(residual, z)
+    beta = rho / jnp.where(s.rho == 0, 1, s.rho)
+    norm2 = trees.dot(residual, residual) if system.preconditioned else rho
+    # Along a direction of no positive curvature, alpha is 0: the solution and the
+    # direction stay as they were.
+    direction = trees.axpy(beta, s.direction, z)
+    return _State(
+        solution=solution,
+        residual=residual,
+        direction=trees.where(indefinite, s.direction, direction),
+        rho=rho,
+        residual_norm=jnp.sqrt(norm2),
+        solution_norm=jnp.sqrt(trees.dot(solution, solution)),
+        ritz=_grow(s.ritz, alpha, beta),
+        largest=jnp.maximum(s.largest, curvature / squared),
+        indefinite=indefinite,
     )
 
-    # The recursion drifts away from the true residual; what is reported is the latter.
-    true_residual = trees.sub(b, apply(state.solution))
-    residual_norm = jnp.sqrt(trees.dot(true_residual, true_residual))
-    true_rho = trees.dot(true_residual, inverse(true_residual))
-    final = state._replace(
-        residual=true_residual, residual_norm=residual_norm, rho=true_rho
-    )
-    is_zero = scale == 0
-    info = LinearInfo(
-        residual_norm=residual_norm,
-        error=jnp.where(is_zero | (residual_norm == 0), 0, error(final)),
-        num_steps=num_steps,
-        converged=is_zero
-        | (met(state) & ~state.indefinite & jnp.isfinite(residual_norm)),
-        positive_definite=~state.indefinite,
-        smallest=1 / jnp.where(num_steps > 0, state.ritz.inverse_norm2, jnp.nan),
-        largest=jnp.where(num_steps > 0, state.largest, jnp.nan),
-    )
-    return trees.scale(scale, state.solution), info
+
+def _error(system: _System, s: _State) -> jax.Array:
+    """The estimated relative error of the solution; inf before the first step."""
+    known = (s.ritz.inverse_norm2 > 0) & (s.solution_norm > 0)
+    safe = jnp.where(known, s.solution_norm, 1)
+    if not system.preconditioned:
+        inverse = jnp.maximum(s.ritz.inverse_norm2, system.inverse_quotient)
+        relative = s.residual_norm * inverse / safe
+    else:  # in the energy norm, which needs no product with the inverse of M
+        energy = trees.dot(s.solution, trees.sub(system.rhs, s.residual))
+        bound = jnp.abs(s.rho) * s.ritz.inverse_norm2
+        relative = jnp.sqrt(bound / jnp.where(energy > 0, energy, 1))
+        guess = s.residual_norm * system.inverse_quotient / safe
+        relative = jnp.maximum(relative, guess)
+    return jnp.where(known, relative, jnp.inf)
+
+
+def _rounding(s: _State, eps: float) -> jax.Array:
+    """Whether rounding lets nothing improve any more.
+
+    The recursive residual keeps falling where the true one, about eps L |u|, does not;
+    while it does, small eigenvalues are still being resolved.
+    """
+    return s.residual_norm <= 1e-3 * eps * s.largest * s.solution_norm

@@ -1,12 +1,11 @@
 """The truncated Neumann series."""
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import trees
+from bilevel import checks, trees
 from bilevel.iteration import iterate_until
 from bilevel.linear_solvers.base import LinearInfo, LinearSolver, Matvec, unit
 from bilevel.trees import Tree
@@ -43,10 +42,8 @@ def neumann(
         >>> round(float(u[0]), 6)
         0.5
     """
-    if not (step_size > 0 and math.isfinite(step_size)):
-        raise ValueError(f"neumann: step_size must be positive, got {step_size}.")
-    if num_terms < 1:
-        raise ValueError(f"neumann: num_terms must be at least 1, got {num_terms}.")
+    step_size = checks.positive("neumann: step_size", step_size)
+    num_terms = checks.count("neumann: num_terms", num_terms, 1)
     if not 0 <= rtol < 1:
         raise ValueError(f"neumann: rtol must lie in [0, 1), got {rtol}.")
 

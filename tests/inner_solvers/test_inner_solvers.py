@@ -264,7 +264,7 @@ def test_optimizers_that_ask_for_values_get_them():
     [
         (
             lambda: inner_solvers.gradient_descent(-0.1),
-            "gradient_descent: the step size must be positive, got -0.1",
+            "gradient_descent: the step size must be positive and finite, got -0.1",
         ),
         (
             lambda: inner_solvers.gradient_descent("adam"),
@@ -278,15 +278,15 @@ def test_optimizers_that_ask_for_values_get_them():
             lambda: inner_solvers.newton(rtol=-1.0),
             r"newton: rtol must lie in \[0, 1\), got -1.0",
         ),
-        (lambda: inner_solvers.newton(max_cg_steps=0), "max_cg_steps must be >= 1"),
-        (lambda: inner_solvers.lbfgs(memory_size=0), "must be at least 1, got 0"),
+        (lambda: inner_solvers.newton(max_cg_steps=0), "max_cg_steps must be an integer >= 1"),
+        (lambda: inner_solvers.lbfgs(memory_size=0), "must be an integer >= 1, got 0"),
         (
             lambda: inner_solvers.fixed_point(descend, max_steps=2.5),
             "fixed_point: max_steps must be an integer",
         ),
         (
             lambda: inner_solvers.block_coordinate([("a",)], -1.0),
-            "block_coordinate: the step size must be positive, got -1.0",
+            "block_coordinate: the step size must be positive and finite, got -1.0",
         ),
     ],
 )

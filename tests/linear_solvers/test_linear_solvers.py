@@ -384,12 +384,12 @@ def test_can_be_differentiated_inside_custom_linear_solve(factory: Callable):
     ("build", "message"),
     [
         (lambda: cg(rtol=1.0), r"cg: rtol must lie in \[0, 1\), got 1.0"),
-        (lambda: cg(max_steps=0), "cg: max_steps must be at least 1, got 0"),
+        (lambda: cg(max_steps=0), "cg: max_steps must be an integer >= 1, got 0"),
         (lambda: cg(damping=-1.0), "cg: damping must be finite and >= 0, got -1"),
-        (lambda: neumann(0.0), "neumann: step_size must be positive, got 0"),
-        (lambda: neumann(0.1, 0), "neumann: num_terms must be at least 1, got 0"),
+        (lambda: neumann(0.0), "neumann: step_size must be positive and finite, got 0"),
+        (lambda: neumann(0.1, 0), "neumann: num_terms must be an integer >= 1, got 0"),
         (lambda: neumann(0.1, rtol=2.0), r"neumann: rtol must lie in \[0, 1\)"),
-        (lambda: normal_cg(max_steps=0), "max_steps must be at least 1"),
+        (lambda: normal_cg(max_steps=0), "max_steps must be an integer >= 1"),
         (
             lambda: neumann(0.1).solve(lambda u: u, jnp.ones(2), None, lambda r: r),
             "neumann takes no preconditioner",
