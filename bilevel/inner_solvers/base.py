@@ -18,14 +18,16 @@ class StepInfo(NamedTuple):
     Attributes:
         residual_norm: |residual| at the old point, a by-product of the step.
         scale: the size a residual has at a point that is no solution, independent of
-            the starting point: |G| / |w| for gradients, |w| for fixed points.
+            the starting point (|w| for fixed points).  None lets the driver estimate
+            curvature times |w| from how the residual changes along the steps, which no
+            constant added to the objective can move.
         stalled: rounding lets no step improve the point any more.
         relative: a sharper relative measure than residual_norm / max(scale, its norm at
             the start), where the solver has one: Newton's |d| / |w|.
     """
 
     residual_norm: jax.Array
-    scale: jax.Array
+    scale: jax.Array | None
     stalled: jax.Array
     relative: jax.Array | None = None
 
@@ -45,6 +47,9 @@ class InnerSolver(NamedTuple):
             unit to the power 3/4.
         closed_form: one step is the solution; it sees a tilt, but no opaque nudge.
         reverse_differentiable: reverse mode can pass through a step.
+        escape: `(oracle, inner, theta, attempt) -> (inner, found)`: at a stationary
+            point that is no minimum, a better point; the driver goes on from there.
+            None for a solver that does not look.
     """
 
     init: Callable[[Oracle, Tree, Tree], Any]
@@ -55,6 +60,9 @@ class InnerSolver(NamedTuple):
     rtol: float | None
     closed_form: bool = False
     reverse_differentiable: bool = True
+    escape: Callable[[Oracle, Tree, Tree, jax.Array], tuple[Tree, jax.Array]] | None = (
+        None
+    )
 
 
 class InnerInfo(NamedTuple):
@@ -82,7 +90,8 @@ class _Carry(NamedTuple):
     residual_norm: jax.Array  # at the point before
     relative: jax.Array  # likewise
     first: jax.Array
-    scale: jax.Array
+    scale: jax.Array  # the largest so far
+    length: jax.Array  # of the last step
     stalled: jax.Array
 
 
@@ -103,18 +112,65 @@ def solve(
     Not differentiable in reverse mode: a pull-back rule does that.  Cost: the steps,
     and one optimality map for the final residual.
     """
-    first = start(solver, oracle, inner, theta)
     if solver.closed_form:
+        first = start(solver, oracle, inner, theta)
         carry = advance(solver, oracle, first, theta)
         return carry.inner, report(solver, oracle, carry, theta, 1)
     rtol = tolerance(solver, inner)
-    carry, num_steps = iterate_until(
-        lambda c: advance(solver, oracle, c, theta),
-        first,
-        lambda c: ~(c.relative > rtol) | c.stalled,
-        max_steps=solver.max_steps,
+
+    def settled(c: _Carry) -> jax.Array:
+        return ~(c.relative > rtol) | c.stalled
+
+    def descend(inner: Tree, max_steps: jax.Array | int) -> tuple[_Carry, jax.Array]:
+        return iterate_until(
+            lambda c: advance(solver, oracle, c, theta),
+            start(solver, oracle, inner, theta),
+            settled,
+            max_steps=max_steps,
+        )
+
+    # A nudged problem starts at a minimum.
+    if solver.escape is None or oracle.tilt is not None or oracle.opaque:
+        carry, num_steps = descend(inner, solver.max_steps)
+        return carry.inner, report(solver, oracle, carry, theta, num_steps)
+    escape = solver.escape
+
+    def attempt(s: _Attempt) -> _Attempt:
+        carry, num_steps = descend(s.inner, solver.max_steps - s.num_steps)
+        better, found = escape(oracle, carry.inner, theta, s.attempt)
+        num_steps = s.num_steps + num_steps
+        found = found & settled(carry) & (num_steps < solver.max_steps)
+        # What was found has not been descended from: it is no solution.
+        carry = carry._replace(
+            relative=jnp.where(found, jnp.inf, carry.relative),
+            stalled=carry.stalled & ~found,
+        )
+        return _Attempt(
+            trees.where(found, better, carry.inner),
+            carry,
+            num_steps,
+            found,
+            s.attempt + 1,
+        )
+
+    zero = jnp.zeros((), jnp.int32)
+    first = _Attempt(
+        inner, start(solver, oracle, inner, theta), zero, jnp.ones((), bool), zero
     )
-    return carry.inner, report(solver, oracle, carry, theta, num_steps)
+    last, _ = iterate_until(attempt, first, lambda s: ~s.found, max_steps=_ATTEMPTS)
+    return last.carry.inner, report(solver, oracle, last.carry, theta, last.num_steps)
+
+
+# A saddle is left in a few attempts or, for an objective without a minimum, never.
+_ATTEMPTS = 10
+
+
+class _Attempt(NamedTuple):
+    inner: Tree  # where the next one starts
+    carry: _Carry
+    num_steps: jax.Array  # of all attempts
+    found: jax.Array  # a better point than the stationary one
+    attempt: jax.Array
 
 
 def start(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> _Carry:
@@ -128,7 +184,16 @@ def start(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> _Car
     infinite = jnp.full((), jnp.inf, trees.real_dtype(inner))
     zero = jnp.zeros_like(infinite)
     state = solver.init(oracle, inner, theta)
-    return _Carry(inner, state, infinite, infinite, zero, zero, jnp.zeros((), bool))
+    return _Carry(
+        inner=inner,
+        state=state,
+        residual_norm=infinite,
+        relative=infinite,
+        first=zero,
+        scale=zero,
+        length=zero,
+        stalled=jnp.zeros((), bool),
+    )
 
 
 def advance(solver: InnerSolver, oracle: Oracle, carry: _Carry, theta: Tree) -> _Carry:
@@ -136,18 +201,31 @@ def advance(solver: InnerSolver, oracle: Oracle, carry: _Carry, theta: Tree) -> 
     inner, state, info = solver.step(oracle, carry.inner, carry.state, theta)
     is_first = jnp.isinf(carry.residual_norm)
     first = jnp.where(is_first, info.residual_norm, carry.first)
+    before, after = jax.lax.stop_gradient((carry.inner, inner))
+    if info.scale is None:
+        scale = jnp.where(is_first, 0, _curvature_scale(carry, info, before))
+    else:
+        scale = info.scale
+    scale = jnp.maximum(carry.scale, scale)
     relative = info.relative
     if relative is None:
-        relative = _ratio(info.residual_norm, jnp.maximum(info.scale, first))
+        relative = _ratio(info.residual_norm, jnp.maximum(scale, first))
     return _Carry(
         inner=inner,
         state=state,
         residual_norm=info.residual_norm,
         relative=relative,
         first=first,
-        scale=info.scale,
+        scale=scale,
+        length=trees.norm(trees.sub(after, before)),
         stalled=info.stalled,
     )
+
+
+def _curvature_scale(carry: _Carry, info: StepInfo, inner: Tree) -> jax.Array:
+    """Curvature times |w|, from the last step; never more than |H| |w|."""
+    change = jnp.abs(info.residual_norm - carry.residual_norm)
+    return _ratio(change, carry.length) * trees.norm(inner)
 
 
 def report(
@@ -193,9 +271,3 @@ def check_limits(name: str, max_steps: int, rtol: float | None) -> int:
     if rtol is not None and not 0 <= rtol < 1:
         raise ValueError(f"{name}: rtol must lie in [0, 1), got {rtol}.")
     return checks.count(f"{name}: max_steps", max_steps, 1)
-
-
-def gradient_scale(value: jax.Array, inner: Tree) -> jax.Array:
-    """|G| / |w|: the natural size of a gradient (Dennis and Schnabel 1983, 7.2)."""
-    size = trees.norm(inner)
-    return jnp.where(size > 0, jnp.abs(value) / jnp.where(size > 0, size, 1), 0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.derivatives import Oracle
-from bilevel.inner_solvers.base import InnerSolver, StepInfo, gradient_scale
+from bilevel.inner_solvers.base import InnerSolver, StepInfo
 from bilevel.trees import Tree
 
 
@@ -74,8 +74,8 @@ def closed_form(
         else:
             value, gradient = oracle.value_and_gradient(inner, theta)
             norm = trees.norm(gradient)
-            scale = gradient_scale(value, inner).astype(norm.dtype)
-            info = StepInfo(norm, scale, jnp.zeros((), bool))
+            scale = _gradient_scale(oracle, inner, solved, theta, value)
+            info = StepInfo(norm, scale.astype(norm.dtype), jnp.zeros((), bool))
         return solved, state, info
 
     return InnerSolver(
@@ -87,3 +87,16 @@ def closed_form(
         rtol=None,
         closed_form=True,
     )
+
+
+def _gradient_scale(
+    oracle: Oracle, inner: Tree, solved: Tree, theta: Tree, value: jax.Array
+) -> jax.Array:
+    """(G(0) - G(w)) / |w|, about half of curvature times |w|; 0 where it is not finite.
+
+    One step tells nothing of the curvature, and a warm start is the solution already.
+    """
+    size = trees.norm(solved)
+    rise = jnp.abs(oracle.value(trees.zeros_like(inner), theta) - value)
+    scale = rise / jnp.where(size > 0, size, 1)
+    return jnp.where((size > 0) & jnp.isfinite(scale), scale, 0)

@@ -11,7 +11,6 @@ from bilevel.inner_solvers.base import (
     InnerSolver,
     StepInfo,
     check_limits,
-    gradient_scale,
 )
 from bilevel.trees import Tree
 
@@ -66,9 +65,7 @@ def gradient_descent(
             grad=gradient,
             value_fn=lambda w: oracle.value(w, theta),
         )
-        norm = trees.norm(gradient)
-        scale = gradient_scale(value, inner)
-        info = StepInfo(norm, scale.astype(norm.dtype), jnp.zeros((), bool))
+        info = StepInfo(trees.norm(gradient), None, jnp.zeros((), bool))
         return optax.apply_updates(inner, updates), state, info
 
     return InnerSolver(init, step, _gradient, True, max_steps, rtol)

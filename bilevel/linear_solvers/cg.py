@@ -66,15 +66,9 @@ def cg(
         initial: Tree | None = None,
         precondition: Matvec | None = None,
     ) -> tuple[Tree, LinearInfo]:
-        return conjugate_gradients(
-            matvec,
-            rhs,
-            initial,
-            precondition,
-            rtol=_default_rtol(rhs) if rtol is None else rtol,
-            max_steps=cap,
-            damping=damping,
-        )
+        tolerance = _default_rtol(rhs) if rtol is None else rtol
+        settings = Settings(tolerance, cap, damping)
+        return conjugate_gradients(matvec, rhs, settings, initial, precondition)[:2]
 
     return LinearSolver(solve, symmetric_only=True)
 
@@ -117,7 +111,34 @@ class _State(NamedTuple):
     solution_norm: jax.Array
     ritz: _Ritz
     largest: jax.Array  # the largest p'Ap / p'p so far
+    curvature: jax.Array  # the last p'Ap / p'p
     indefinite: jax.Array
+
+
+class Settings(NamedTuple):
+    """When `conjugate_gradients` stops; numbers, or traced scalars.
+
+    Attributes:
+        rtol: as in `cg`.
+        max_steps: as in `cg`.
+        damping: as in `cg`; not traced.
+        floor: also stop, and call it converged, at |A u - b| <= floor (not relative).
+        largest: a lower bound on |A|, from an earlier solve: the curvature of the first
+            direction can then be told from rounding.
+    """
+
+    rtol: jax.Array | float
+    max_steps: jax.Array | int
+    damping: float = 0.0
+    floor: jax.Array | float = 0.0
+    largest: jax.Array | float = 0.0
+
+
+class Direction(NamedTuple):
+    """A direction p, and its curvature p'Ap / p'p."""
+
+    vector: Tree
+    curvature: jax.Array
 
 
 class _System(NamedTuple):
@@ -137,60 +158,24 @@ def _default_rtol(rhs: Tree) -> float:
 def conjugate_gradients(
     matvec: Matvec,
     rhs: Tree,
+    settings: Settings,
     initial: Tree | None = None,
     precondition: Matvec | None = None,
-    *,
-    rtol: jax.Array | float,
-    max_steps: jax.Array | int,
-    damping: float = 0.0,
-    floor: jax.Array | float = 0.0,
-) -> tuple[Tree, LinearInfo]:
+) -> tuple[Tree, LinearInfo, Direction]:
     """The iteration behind `cg`, for callers whose settings are traced values.
 
-    Args:
-        matvec: u -> A u.
-        rhs: b.
-        initial: where to start; None means zero.
-        precondition: r -> M^-1 r.
-        rtol: as in `cg`.
-        max_steps: as in `cg`.
-        damping: as in `cg`.
-        floor: also stop, and call it converged, at |A u - b| <= floor (not relative).
-    """
-    solution, info, _ = cg_with_curvature(
-        matvec,
-        rhs,
-        initial,
-        precondition,
-        rtol=rtol,
-        max_steps=max_steps,
-        damping=damping,
-        floor=floor,
-    )
-    return solution, info
-
-
-def cg_with_curvature(
-    matvec: Matvec,
-    rhs: Tree,
-    initial: Tree | None = None,
-    precondition: Matvec | None = None,
-    *,
-    rtol: jax.Array | float,
-    max_steps: jax.Array | int,
-    damping: float = 0.0,
-    floor: jax.Array | float = 0.0,
-) -> tuple[Tree, LinearInfo, Tree]:
-    """`conjugate_gradients`, and the last search direction p.
-
-    Where `info.positive_definite` is False, p has no positive curvature, p'Ap <= 0 up
-    to rounding: a way out of a saddle.
+    Returns:
+        The solution, the report, and the search direction it ended with.  Where
+        `info.positive_definite` is False, that direction has no positive curvature: a
+        way out of a saddle.
     """
     b, scale = unit(rhs)
     nonzero = jnp.where(scale > 0, scale, 1)
-    system, state = _start(matvec, b, initial, nonzero, precondition, damping)
-    eps = epsilon(rhs)
-    floor = floor / nonzero
+    system, state = _start(matvec, b, initial, nonzero, precondition, settings.damping)
+    largest = jnp.asarray(settings.largest, state.largest.dtype)
+    state = state._replace(largest=largest)
+    eps, rtol = epsilon(rhs), settings.rtol
+    floor = settings.floor / nonzero
 
     def met(s: _State) -> jax.Array:
         # Written so that a NaN ends the loop.
@@ -201,7 +186,7 @@ def cg_with_curvature(
         lambda s: _step(system, s, eps),
         state,
         lambda s: met(s) | s.indefinite,
-        max_steps=max_steps,
+        max_steps=settings.max_steps,
     )
 
     # The recursion drifts away from the true residual; what is reported is the latter.
@@ -221,9 +206,7 @@ def cg_with_curvature(
     )
     info = LinearInfo(
         residual_norm=residual_norm,
-        error=jnp.where(
-            is_zero | (residual_norm == 0), 0, _error(system, final)
-        ),
+        error=jnp.where(is_zero | (residual_norm == 0), 0, _error(system, final)),
         num_steps=num_steps,
         converged=is_zero
         | (reached & ~state.indefinite & jnp.isfinite(residual_norm) & ~drifted),
@@ -231,7 +214,8 @@ def cg_with_curvature(
         smallest=1 / jnp.where(num_steps > 0, state.ritz.inverse_norm2, jnp.nan),
         largest=jnp.where(num_steps > 0, state.largest, jnp.nan),
     )
-    return trees.scale(scale, state.solution), info, state.direction
+    direction = Direction(state.direction, state.curvature)
+    return trees.scale(scale, state.solution), info, direction
 
 
 def _start(
@@ -268,6 +252,7 @@ def _start(
         solution_norm=jnp.sqrt(trees.dot(start, start)),
         ritz=_Ritz(zero, zero, zero, zero),
         largest=zero,
+        curvature=zero,
         indefinite=jnp.zeros((), bool),
     )
     system = _System(apply, inverse, precondition is not None, b, inverse_quotient)
@@ -279,7 +264,8 @@ def _step(system: _System, s: _State, eps: float) -> _State:
     curvature = trees.dot(s.direction, product)
     squared = trees.dot(s.direction, s.direction)
     # A curvature that is rounding of A is none: a step along it would be without bound.
-    indefinite = ~(curvature > eps * s.largest * squared)
+    quotient = curvature / jnp.where(squared > 0, squared, 1)
+    indefinite = ~(quotient > eps * s.largest)
     alpha = jnp.where(indefinite, 0, s.rho / jnp.where(indefinite, 1, curvature))
     solution = trees.axpy(alpha, s.direction, s.solution)
     residual = trees.axpy(-alpha, product, s.residual)
@@ -298,7 +284,8 @@ def _step(system: _System, s: _State, eps: float) -> _State:
         residual_norm=jnp.sqrt(norm2),
         solution_norm=jnp.sqrt(trees.dot(solution, solution)),
         ritz=_grow(s.ritz, alpha, beta),
-        largest=jnp.maximum(s.largest, curvature / squared),
+        largest=jnp.maximum(s.largest, jnp.abs(quotient)),
+        curvature=quotient,
         indefinite=indefinite,
     )
 
