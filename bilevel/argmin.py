@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import closures, derivatives, hypergradients, inner_solvers, trees
-from bilevel.hypergradients import certificate
+from bilevel.hypergradients import certificate, watch
 from bilevel.hypergradients.base import (
     Active,
     Hypergradient,
@@ -89,7 +89,7 @@ def argmin(
         if readout is not None:
             _check_objective(readout, (inner0, outer, batch), False, "readout")
             outer_function, theta = _with_readout(readout, inner0, theta)
-        trust = Trust(_rtol(rtol, inner0), on_untrustworthy)
+        trust = Trust(_rtol(rtol, inner0), on_untrustworthy, watch.caller())
         solution = rule.attach(problem, outer_function, trust)
         inner, info = solution(inner0, theta)
         return inner, info._replace(aux=problem.oracle.aux(inner, theta))
@@ -123,15 +123,19 @@ class HyperInfo(NamedTuple):
     Attributes:
         inner: of the inner solve: residual, steps, convergence, aux.
         pullback: of the rule: adjoint residual, steps, curvature, bias.
-        error: estimated error relative to |dF/dx| + |J' u|; inf if it was not
-            certified or could not be.
-        trustworthy: `error` is certified to be at most `rtol`.
+        error: estimated error relative to |dF/dx| + |J' u|; nan if no estimate could
+            be made, None (unchecked) with `certify=False`.
+        trustworthy: `error` is certified to be at most `rtol`; None (unchecked) with
+            `certify=False`.
+        reason: `[]` int32, the index in `hypergradients.certificate.REASONS` of the
+            first test that failed, 0 if none did; None (unchecked) likewise.
     """
 
     inner: InnerInfo
     pullback: PullbackInfo
-    error: jax.Array
-    trustworthy: jax.Array
+    error: jax.Array | None
+    trustworthy: jax.Array | None
+    reason: jax.Array | None
 
 
 def value_and_hypergradient(
@@ -150,9 +154,9 @@ def value_and_hypergradient(
         hypergradient: None means `hypergradients.implicit()`.
         rtol: what `trustworthy` promises; None means 1e-4 if all inner variables are
             float64, otherwise 1e-2.
-        certify: estimate the error (see `hypergradients.certificate`): two linear
-            solves more, unless the rule's own solve already failed.  Without it,
-            `error` is inf and `trustworthy` False.
+        certify: estimate the error (see `hypergradients.certificate`), for one to
+            three linear solves more, none if the rule's own solve already failed.
+            Without it `error`, `trustworthy` and `reason` are None: unchecked.
 
     Returns:
         `evaluate(inner0, outer, batches=Batches(), memory=None) -> Hyper`.  It can be
@@ -183,6 +187,11 @@ def value_and_hypergradient(
         inner0 = _checked_inner(inner0)
         outer = trees.as_arrays(outer)
         trees.require_float(outer, "outer")
+        if not isinstance(batches, Batches):
+            raise ValueError(
+                "batches must be a bilevel.Batches(inner=..., outer=...), got "
+                f"{type(batches).__name__}. Write Batches(train, validation)."
+            )
         batches = Batches(*map(_batch_arrays, batches))
         inner_args = (inner0, outer, batches.inner)
         _check_objective(
@@ -244,11 +253,9 @@ def _evaluate(
     start = () if memory is None else memory
     with jax.named_scope("adjoint"):
         result = rule.pullback(lower, inner, active, saved, upper, start)
+    report = (None, None, None)
     if rtol is not None:
         report = certificate.certify(lower, inner, active, upper, result, rtol)
-    else:
-        infinite = jnp.full((), jnp.inf, trees.real_dtype(inner))
-        report = certificate.Certificate(infinite, jnp.zeros((), bool))
     info = info._replace(aux=lower.oracle.aux(inner, theta))
     return Hyper(
         value=value,

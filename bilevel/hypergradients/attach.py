@@ -13,7 +13,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from bilevel import trees
 from bilevel.derivatives import zero_cotangent
-from bilevel.hypergradients import certificate
+from bilevel.hypergradients import certificate, watch
 from bilevel.hypergradients.base import (
     INITIAL_POINT,
     Active,
@@ -22,6 +22,7 @@ from bilevel.hypergradients.base import (
     Outer,
     Theta,
     Trust,
+    perturbed,
     require_dependence,
 )
 from bilevel.inner_solvers.base import InnerInfo
@@ -54,7 +55,7 @@ def by_pullback(
         if any(p.perturbed for p in _primals(inner0)):
             raise ValueError(INITIAL_POINT.format(name=rule.name))
         leaves, flags = _split(theta)
-        active = _select(leaves, flags)
+        active = perturbed(leaves, flags)
         if any(flags) and trust.on_untrustworthy != "ignore":
             require_dependence(problem, start, active)
         inner, info, saved = forward_pass(start, leaves, active)
@@ -62,7 +63,7 @@ def by_pullback(
         def backward(
             start: Tree, theta: Theta, inner: Tree, saved: Any, v: Tree
         ) -> Any:
-            active = _select(theta, flags)
+            active = perturbed(theta, flags)
             outer = Outer(v, readout)
             memory = rule.init(inner)
             with jax.named_scope("adjoint"):
@@ -72,7 +73,7 @@ def by_pullback(
                 report = certificate.certify(
                     problem, inner, active, outer, result, trust.rtol
                 )
-                cotangent = certificate.enforce(cotangent, report, trust, rule.name)
+                cotangent = watch.enforce(cotangent, report, trust, rule.name)
             return trees.zeros_like(start), _scatter(theta, flags, cotangent)
 
         # A Partial carries the static flags from the forward to the backward pass.
@@ -110,8 +111,8 @@ def by_program(
     @_watched.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         inner, info = primals
-        report = certificate.Certificate(info.relative_residual, info.converged)
-        return inner, certificate.enforce(tangents[0], report, trust, name)
+        report = certificate.of_solve(info)
+        return inner, watch.enforce(tangents[0], report, trust, name)
 
     return solution
 
@@ -147,23 +148,11 @@ def _primals(tree: Any) -> list[CustomVJPPrimal]:
 def _split(tree: Any) -> tuple[Any, tuple[bool, ...]]:
     """Values, and which leaves are being differentiated."""
     values = jax.tree.map(lambda p: p.value, tree, is_leaf=_is_primal)
-    flags = tuple(bool(p.perturbed) and trees.is_float(p.value) for p in _primals(tree))
+    flags = tuple(
+        bool(p.perturbed) and jnp.issubdtype(p.value.dtype, jnp.inexact)
+        for p in _primals(tree)
+    )
     return values, flags
-
-
-def _select(theta: Theta, flags: tuple[bool, ...]) -> Active:
-    leaves, treedef = jax.tree.flatten(theta)
-
-    def build(values: list[Any]) -> Theta:
-        rest = iter(values)
-        merged = [
-            next(rest) if flag else leaf
-            for flag, leaf in zip(flags, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, merged)
-
-    chosen = [leaf for flag, leaf in zip(flags, leaves, strict=True) if flag]
-    return Active(chosen, build)
 
 
 def _scatter(theta: Theta, flags: tuple[bool, ...], values: list[Any]) -> Theta:

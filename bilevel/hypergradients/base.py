@@ -4,7 +4,7 @@ Signs: with w*(x) = argmin_w G(w, x), H = d2G/dw2 and J = d2G/dw dx, the derivat
 the argmin is dw*/dx = -H^-1 J, and the pull-back of a cotangent v is -J' u, H u = v.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,10 +71,12 @@ class PullbackInfo(NamedTuple):
         residual_norm: of the adjoint equation, |H u - v| / |v| (implicit: recomputed;
             nudged: from the residuals of the two states; nan where a rule solves no
             such equation).
-        error: estimated relative error of the adjoint u; inf if unknown.
+        error: estimated relative error of the adjoint u; nan if unknown.
         num_steps: `[]` int32, iterations spent on it.
-        converged: the adjoint equation was solved to the tolerance asked for.
-        positive_definite: no negative curvature was met.
+        converged: the adjoint equation, or the nudged problems, were solved to the
+            tolerance asked for; None for a rule that solves none.
+        positive_definite: no negative curvature was met; None for a rule that does not
+            look at curvature.
         bias: estimated relative bias of the rule against the derivative of the argmin,
             0 for exact rules, nan if unknown.
     """
@@ -82,8 +84,8 @@ class PullbackInfo(NamedTuple):
     residual_norm: jax.Array
     error: jax.Array
     num_steps: jax.Array
-    converged: jax.Array
-    positive_definite: jax.Array
+    converged: jax.Array | None
+    positive_definite: jax.Array | None
     bias: jax.Array
 
 
@@ -92,13 +94,27 @@ class Pullback(NamedTuple):
 
     Attributes:
         cotangent: (dw*/dx)' v, a tree like `Active.values`.
-        memory: what the next pull-back starts from (an adjoint), or ().
         info: how it went.
+        adjoint: u, a tree like the inner variable, where the rule has one: from it the
+            certificate starts.  None otherwise.
+        memory: what the next pull-back starts from, or (); of any kind.
+        precondition: an approximate inverse of H, used by the certificate too, or None.
+        damping: the linear system was (H + damping I) u = v.
     """
 
     cotangent: Tree
-    memory: Any
     info: PullbackInfo
+    adjoint: Tree | None = None
+    memory: Any = ()
+    precondition: Callable[[Tree], Tree] | None = None
+    damping: float = 0.0
+
+
+class Place(NamedTuple):
+    """A line of a user's program."""
+
+    file: str
+    line: int
 
 
 class Trust(NamedTuple):
@@ -107,10 +123,12 @@ class Trust(NamedTuple):
     Attributes:
         rtol: the relative error that `trustworthy` promises not to be exceeded.
         on_untrustworthy: "warn", "nan" or "ignore".
+        place: the line that a warning points at, where the solution was asked for.
     """
 
     rtol: float
     on_untrustworthy: str
+    place: Place | None = None
 
 
 class Hypergradient(NamedTuple):
@@ -124,10 +142,6 @@ class Hypergradient(NamedTuple):
         pullback: `(problem, inner, active, saved, outer, memory) -> Pullback`.
         attach: `(problem, readout, trust) -> f`, with
             `f(inner0, theta) -> (inner, InnerInfo)` differentiable by this rule.
-        pointwise: the pull-back needs the solution only, not how it was reached, and
-            the initial point gets no gradient.
-        exact: up to the accuracy of its solves, the pull-back is the derivative of the
-            argmin.
     """
 
     name: str
@@ -135,8 +149,6 @@ class Hypergradient(NamedTuple):
     forward: Callable[[InnerProblem, Tree, Active], tuple[Tree, InnerInfo, Any]]
     pullback: Callable[[InnerProblem, Tree, Active, Any, Outer, Any], Pullback]
     attach: Callable[[InnerProblem, Any, Trust], Callable[[Tree, Theta], Any]]
-    pointwise: bool
-    exact: bool
 
 
 def no_memory(inner: Tree) -> tuple[()]:
@@ -148,13 +160,12 @@ def no_memory(inner: Tree) -> tuple[()]:
 def plain_info(inner: Tree, *, bias: float = jnp.nan) -> PullbackInfo:
     """The report of a rule that solves no adjoint equation."""
     dtype = trees.real_dtype(inner)
-    true = jnp.ones((), bool)
     return PullbackInfo(
         residual_norm=jnp.full((), jnp.nan, dtype),
         error=jnp.full((), jnp.nan, dtype),
         num_steps=jnp.zeros((), jnp.int32),
-        converged=true,
-        positive_definite=true,
+        converged=None,
+        positive_definite=None,
         bias=jnp.full((), bias, dtype),
     )
 
@@ -163,6 +174,42 @@ def everything(theta: Theta) -> Active:
     """All floating-point leaves of theta as active."""
     floats, merge = trees.split_floats(theta)
     return Active(floats, merge)
+
+
+def perturbed(theta: Theta, flags: Sequence[bool]) -> Active:
+    """The leaves of theta that are being differentiated, as active.
+
+    Args:
+        theta: with leaves of any dtype.
+        flags: for each leaf, in the order of `jax.tree.leaves`.
+
+    Raises:
+        ValueError: one of them is complex: its gradient would silently be zero.
+    """
+    leaves, treedef = jax.tree.flatten(theta)
+    for (path, leaf), flag in zip(
+        jax.tree_util.tree_leaves_with_path(theta), flags, strict=True
+    ):
+        if flag and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                "a complex value is being differentiated through an argmin: "
+                f"{leaf.dtype}{list(leaf.shape)} at {jax.tree_util.keystr(path)}. Pass "
+                "its real and imaginary parts as two real arrays and build the complex one inside "
+                "of the objective, or put jax.lax.stop_gradient around it."
+            )
+    places = [
+        i
+        for i, (x, f) in enumerate(zip(leaves, flags, strict=True))
+        if f and trees.is_float(x)
+    ]
+
+    def build(values: list[Any]) -> Theta:
+        merged = list(leaves)
+        for i, value in zip(places, values, strict=True):
+            merged[i] = value
+        return jax.tree.unflatten(treedef, merged)
+
+    return Active([leaves[i] for i in places], build)
 
 
 def optimality(problem: InnerProblem, active: Active) -> Callable[[Tree, Tree], Tree]:

@@ -1,19 +1,23 @@
 """When a hypergradient can be trusted: one certificate for every rule.
 
-A rule returned g at an approximate solution w.  The certificate takes one Newton step
-towards the solution, w1 = w - H^-1 dG/dw, solves the adjoint equation there, and
-compares g with the resulting implicit hypergradient g1.  Since the errors of g1 are of
-second order, |g - g1| estimates the error of g: that of the inner solution, of the
-adjoint, and of the rule (its bias) at once.
+A rule returned g at an approximate solution w.  The certificate
 
-Rounding hides from a single comparison: where the computed gradient is zero, the true
-one is not.  If the conditioning leaves room for that, the comparison is repeated with w
-and x moved by a few rounding units; every repetition meets other rounding errors, and
-the largest difference counts.  (The batch stays: a moved copy would double the data.)
+1. solves H z' = z for a random z, which finds negative curvature where symmetry hides
+   it from the gradient, and the directions in which the solution is known badly;
+2. takes one Newton step towards the solution, w1 = w - H^-1 dG/dw, and adds to it what
+   the rounding of dG/dw can do to w, a multiple of z';
+3. solves the adjoint equation at w1, from the rule's own adjoint, and compares g with
+   the implicit hypergradient g1 there.
+
+Since the errors of g1 are of second order, |g - g1| estimates the error of g: that of
+the inner solution, of the adjoint, of the rule (its bias), and rounding, which reaches
+the gradient through two chained solves, as eps times the condition number squared.
+
+Every solve stops as soon as what is left cannot change the verdict: near a solution the
+Newton step is below rounding, and the rule's adjoint is accurate already.
 """
 
-import warnings
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import jax
@@ -26,11 +30,12 @@ from bilevel.hypergradients.base import (
     InnerProblem,
     Outer,
     Pullback,
-    Trust,
     optimality,
 )
+from bilevel.inner_solvers.base import InnerInfo
 from bilevel.iteration import iterate_until
-from bilevel.linear_solvers import LinearInfo, cg, normal_cg
+from bilevel.linear_solvers.base import LinearInfo, Matvec, epsilon
+from bilevel.linear_solvers.cg import Settings, conjugate_gradients, default_rtol
 from bilevel.trees import Tree
 
 
@@ -38,21 +43,54 @@ class Certificate(NamedTuple):
     """What is known of the error of a hypergradient; scalars.
 
     Attributes:
-        error: its estimated error, relative to |dF/dx| + |J' u|; inf if unknown.
+        error: its estimated error, relative to |dF/dx| + |J' u|; nan if no estimate
+            could be made.
         trustworthy: the error, with a margin for the estimate, is at most `rtol`.
+        reason: `[]` int32, the index in `REASONS` of the first test that failed; 0 if
+            none did.
     """
 
     error: jax.Array
     trustworthy: jax.Array
+    reason: jax.Array
 
+
+REASONS = (
+    "no test failed",
+    "the rule's own linear solve, or nudged solve, ended at its cap",
+    "the Hessian is not positive definite: the solution is no strict minimum (for an "
+    "over-parametrised model, damp it: linear_solvers.cg(damping=...))",
+    "the inner problem is not solved: a Newton step from there does not end at it",
+    "a linear solve of the certificate ended at its cap",
+    "the inner solution, which the cotangent depends on, is not accurate enough",
+    "the estimated error, times a margin of 3, exceeds rtol",
+    "a NaN, or an overflow",
+)
+"""Why a gradient is untrustworthy, by `Certificate.reason`."""
+(
+    _NONE,
+    _RULE,
+    _CURVATURE,
+    _UNSOLVED,
+    _SOLVES,
+    _INNER,
+    _ERROR,
+    _NAN,
+) = range(len(REASONS))
 
 # |g - g1| misses what g and g1 have in common; measured over random problems, the true
 # error exceeded it by at most a factor of 2.
 _MARGIN = 3.0
-# Rounding is probed where (rounding unit) * (condition number seen by CG) comes within
-# this factor of the tolerance: CG may see a condition number 20 times too small.
-_PROBE_WITHIN = 100.0
-_NUM_PROBES = 4
+# The gradient's rounding error, in units of eps |H| |w|.
+_ROUNDING_UNITS = 4.0
+# What a solve leaves out, relative to what the verdict needs.
+_ACCURACY = 0.1
+
+
+def of_solve(info: InnerInfo) -> Certificate:
+    """What an inner solve alone can tell: whether it ended at a solution."""
+    reason = jnp.where(info.converged, _NONE, _UNSOLVED)
+    return Certificate(info.relative_residual, info.converged, reason.astype(jnp.int32))
 
 
 @jax.named_scope("certificate")  # the names of a profile
@@ -63,6 +101,8 @@ def certify(
     outer: Outer,
     result: Pullback,
     rtol: float,
+    *,
+    forward: bool = False,
 ) -> Certificate:
     """Estimates the error of a hypergradient against the derivative of the argmin.
 
@@ -71,187 +111,252 @@ def certify(
         inner: w, where the pull-back was taken.
         active: what is differentiated.
         outer: the cotangent v; with `outer.gradient`, the change of dF/dw between w and
-            the solution is accounted for as well, otherwise v is taken as given.
-        result: the pull-back to be certified.
+            the solution is accounted for as well, otherwise v is taken as given, and
+            the relative error of w, leaf by leaf, stands for that of v.
+        result: the pull-back to be certified.  Where its linear solve was damped, what
+            is promised is the damped derivative, -J' (H + damping I)^-1 v.
         rtol: what must not be exceeded.
+        forward: `result` is a tangent dw = A^-1 b in place of a pull-back: `cotangent`
+            and `adjoint` are dw, `outer.cotangent` is b, and the error is relative to
+            |dw|.
 
     Returns:
-        A `Certificate`.  Cost: two linear solves, three linearisations, and five times
-        that where rounding has to be probed; skipped (and untrustworthy) if
+        A `Certificate`.  Cost: one linear solve for a random right-hand side, two more
+        as far as the verdict needs them, and about 10 g; skipped (and untrustworthy) if
         the rule's own solve ended at its cap or met negative curvature.
     """
-    frozen = jax.lax.stop_gradient((inner, active.values, outer.cotangent, result))
-    inner, values, cotangent, result = frozen
+    inner, values, cotangent = jax.lax.stop_gradient(
+        (inner, active.values, outer.cotangent)
+    )
     active = active._replace(values=values)
     outer = outer._replace(cotangent=cotangent)
-    hopeless = ~(result.info.converged & result.info.positive_definite)
-
-    # One loop for the plain comparison (probe 0) and the repetitions that may follow:
-    # zero, one or all turns, and the comparison is compiled once.
-    def step(s: _Search) -> _Search:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), s.probe))
-        moved = jnp.minimum(s.probe, 1)
-        point = _jitter(keys[0], inner, units=4 * moved)
-        values = _jitter(keys[1], active.values, units=moved)
-        again = active._replace(values=values)
-        comparison = _compare(problem, point, inner, again, outer, result, rtol)
-        return _Search(
-            probe=s.probe + 1,
-            error=jnp.maximum(s.error, comparison.error),
-            trustworthy=s.trustworthy & comparison.trustworthy,
-            safe=_PROBE_WITHIN * comparison.rounding <= rtol,
-        )
-
-    zero = jnp.zeros((), trees.real_dtype(inner))
-    search = _Search(jnp.zeros((), jnp.int32), zero, ~hopeless, hopeless)
-    search, num_probes = iterate_until(
-        step,
-        search,
-        lambda s: s.safe | ~s.trustworthy,
-        max_steps=1 + _NUM_PROBES,
+    result = result._replace(
+        cotangent=jax.lax.stop_gradient(result.cotangent),
+        adjoint=jax.lax.stop_gradient(result.adjoint),
     )
-    error = jnp.where(num_probes > 0, search.error, jnp.inf)
-    return Certificate(error, search.trustworthy)
+    start = _failed_already(result, inner)
+
+    # At most two turns, none where the rule has failed; a loop, so that the comparison
+    # is compiled once.  The second resolves rounding leaf by leaf.
+    def step(s: _Search) -> _Search:
+        report = _compare(problem, inner, active, outer, result, rtol, s.turn, forward)
+        return _Search(report.certificate, s.turn + 1, report.again)
+
+    last, _ = iterate_until(
+        step,
+        _Search(start, jnp.zeros((), jnp.int32), start.reason == _NONE),
+        lambda s: ~s.again,
+        max_steps=2,
+    )
+    return last.certificate
 
 
 class _Search(NamedTuple):
-    probe: jax.Array
-    error: jax.Array  # the largest so far
-    trustworthy: jax.Array  # so far
-    safe: jax.Array  # rounding cannot matter: no more probes
+    certificate: Certificate
+    turn: jax.Array
+    again: jax.Array
+
+
+def _failed_already(result: Pullback, inner: Tree) -> Certificate:
+    """The rule's own report; one that did not look (None) has not failed."""
+    reason = jnp.asarray(_NONE, jnp.int32)
+    info = jax.lax.stop_gradient(result.info)
+    if info.converged is not None:
+        reason = jnp.where(info.converged, reason, _RULE)
+    if info.positive_definite is not None:
+        reason = jnp.where(info.positive_definite, reason, _CURVATURE)
+    nan = jnp.full((), jnp.nan, trees.real_dtype(inner))
+    return Certificate(nan, jnp.zeros((), bool), reason)
 
 
 class _Comparison(NamedTuple):
-    error: jax.Array
-    trustworthy: jax.Array
-    rounding: jax.Array  # rounding unit times condition number, as far as seen
+    certificate: Certificate
+    again: jax.Array  # rounding was taken too large for some leaves: look again
 
 
-def _jitter(key: jax.Array, tree: Tree, units: jax.Array) -> Tree:
-    """The floats of `tree` moved by up to `units` roundings at random."""
-    floats, merge = trees.split_floats(tree)
-    keys = jax.random.split(key, len(floats))
+class _Linear(NamedTuple):
+    """The Jacobian A of the optimality map at a point, damped, and how to solve."""
 
-    def move(key: jax.Array, x: jax.Array) -> jax.Array:
-        relative = (units * (float(jnp.finfo(x.dtype).eps) / 2)).astype(x.dtype)
-        return x + x * relative * jax.random.uniform(key, x.shape, x.dtype, -1, 1)
+    apply: Matvec
+    transpose: Matvec
+    symmetric: bool
+    precondition: Matvec | None
 
-    return merge([move(k, x) for k, x in zip(keys, floats, strict=True)])
+
+def _linearise(
+    problem: InnerProblem, inner: Tree, active: Active, result: Pullback
+) -> _Linear:
+    matvec = hvp(optimality(problem, active), inner, active.values)
+
+    def apply(u: Tree) -> Tree:
+        return trees.axpy(result.damping, u, matvec(u)) if result.damping else matvec(u)
+
+    if problem.solver.symmetric:
+        return _Linear(apply, apply, True, result.precondition)
+    pull = jax.linear_transpose(apply, inner)
+    return _Linear(apply, lambda u: pull(u)[0], False, None)
+
+
+def _solve(
+    linear: _Linear, rhs: Tree, settings: Settings, *, transpose: bool = False
+) -> tuple[Tree, LinearInfo]:
+    """A^-1 rhs, or A'^-1 rhs, by CG; on the normal equations if A is not symmetric."""
+    if linear.symmetric:
+        return conjugate_gradients(
+            linear.apply, rhs, settings, None, linear.precondition
+        )[:2]
+    forward, back = linear.apply, linear.transpose
+    if transpose:
+        forward, back = back, forward
+    settings = settings._replace(floor=0.0)
+    return conjugate_gradients(lambda u: back(forward(u)), back(rhs), settings)[:2]
 
 
 def _compare(
     problem: InnerProblem,
-    point: Tree,
     inner: Tree,
     active: Active,
     outer: Outer,
     result: Pullback,
     rtol: float,
+    turn: jax.Array,
+    forward: bool,
 ) -> _Comparison:
-    """Compares `result`, found at `inner`, with the implicit rule after a Newton step.
-
-    The Newton step starts at `point`: `inner` itself, or a copy a few units away.
-    """
+    """Compares `result`, found at `inner`, with the implicit rule at a better point."""
     residual = optimality(problem, active)
-    gap = residual(point, active.values)
-    newton, first = _linear_solve(problem, residual, point, active, gap, False)
-    better = trees.sub(point, newton)
-    decreased = trees.norm(residual(better, active.values)) <= trees.norm(gap) / 2
-    size = jnp.maximum(trees.norm(point), trees.norm(better))
-    change = _ratio(trees.norm(newton), size)
 
+    def effect(point: Tree, u: Tree) -> Tree:
+        """What an adjoint does to the gradient, J' u; of a tangent, the tangent."""
+        return u if forward else mixed_vjp(residual, point, active.values, u)
+
+    gap = residual(inner, active.values)
+    linear = _linearise(problem, inner, active, result)
+
+    # 1. A random right-hand side, of the size that rounding has.
+    noise = _noise(linear, inner, turn)
+    size = trees.norm(noise)
+    count = sum(x.size for x in jax.tree.leaves(inner))
+    # Until the residual is below 1 / sqrt(n), one direction of n can be hidden in it.
+    thorough = _ACCURACY / math.sqrt(max(count, 1))
+    blur, first = _solve(linear, noise, Settings(thorough, 10_000))
+
+    # 2. The Newton step; below rounding it is none.
+    floor = jnp.where(turn == 0, size, 0)
+    tight = default_rtol(inner)
+    newton, second = _solve(linear, gap, Settings(tight, 10_000, 0.0, floor))
+    better = trees.sub(inner, trees.add(newton, blur))
+    left = trees.norm(residual(better, active.values))
+    solved = left <= 0.1 * trees.norm(gap) + 4 * size
+    change = _change(inner, newton, blur, turn)
+
+    # 3. The adjoint there, from the rule's own: a fresh solve could miss the same
+    # components, and the comparison would hide it.
     if outer.gradient is None:
         cotangent, direct, direct_better = outer.cotangent, None, None
     else:
         _, direct = outer.gradient(inner)
         cotangent, direct_better = outer.gradient(better)
-    # From the rule's own adjoint, if it has one: what CG misses once it misses again.
-    has_adjoint = not (isinstance(result.memory, tuple) and not result.memory)
-    adjoint = result.memory if has_adjoint else trees.zeros_like(inner)
-    apply = _transpose(problem, hvp(residual, better, active.values), inner)
-    lack = trees.sub(cotangent, apply(adjoint))
-    correction, second = _linear_solve(problem, residual, better, active, lack, True)
-    adjoint = trees.add(adjoint, correction)
-    pulled = mixed_vjp(residual, better, active.values, adjoint)
-    difference = trees.add(result.cotangent, pulled)
+    there = _linearise(problem, better, active, result)
+    start = trees.zeros_like(inner) if result.adjoint is None else result.adjoint
+    lack = trees.sub(cotangent, (there.apply if forward else there.transpose)(start))
     total = trees.norm(result.cotangent)
+    if direct is not None:
+        total = total + trees.norm(direct)
+    # A residual r of the adjoint equation changes u by at most |r| over the smallest
+    # eigenvalue, most of it in the directions that `blur` shows; what that does to the
+    # gradient tells which residual cannot matter.
+    weak = trees.norm(effect(better, blur))
+    smallest = jnp.where(jnp.isfinite(first.smallest), first.smallest, 0)
+    needed = _ACCURACY * rtol / _MARGIN * total
+    floor = needed * smallest * trees.norm(blur) / jnp.where(weak > 0, weak, jnp.inf)
+    settings = Settings(
+        tight if result.adjoint is None else _ACCURACY, 10_000, 0.0, floor
+    )
+    correction, third = _solve(there, lack, settings, transpose=not forward)
+    compared = effect(better, trees.add(start, correction))
+    sign = -1.0 if forward else 1.0  # the pull-back is -J' u
+    difference = trees.axpy(sign, compared, result.cotangent)
     if direct is not None and direct_better is not None:
         difference = trees.add(difference, trees.sub(direct, direct_better))
-        total = total + trees.norm(direct)
     error = _ratio(trees.norm(difference), total)
-    if outer.gradient is None:
-        # How v itself would change is not known; it changes with w.
-        error = jnp.maximum(error, change)
 
-    # At the level of rounding the residual need not decrease: such a step is harmless.
-    sound = (
-        (decreased | (change <= rtol / 10))
-        & first.converged
-        & second.converged
-        & first.positive_definite
-        & second.positive_definite
+    is_flat = trees.norm(outer.cotangent) == 0
+    # Where dF/dw vanishes the gradient is dF/dx whatever dw*/dx is, at the solution.
+    error = jnp.where(is_flat & (change <= rtol), 0, error)
+    needs_inner = is_flat if outer.gradient is not None else True
+    is_positive = (
+        first.positive_definite & second.positive_definite & third.positive_definite
     )
-    flat = trees.norm(cotangent) == 0  # then the gradient is dF/dx, whatever w* does
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(inner))
-    return _Comparison(
-        error=jnp.where(flat, 0, error),
-        trustworthy=flat | (sound & (_MARGIN * error <= rtol)),
-        rounding=jnp.where(flat, 0, eps * second.largest / second.smallest),
+    done = first.converged & second.converged & third.converged
+    failures = (
+        (_CURVATURE, ~is_positive),
+        (_NAN, ~jnp.isfinite(left) | jnp.isnan(error)),
+        (_UNSOLVED, ~solved),
+        (_SOLVES, ~done),
+        (_INNER, ~(change <= rtol) & needs_inner),
+        (_ERROR, ~(_MARGIN * error <= rtol)),
     )
+    reason = jnp.asarray(_NONE, jnp.int32)
+    for code, failed in reversed(failures):
+        reason = jnp.where(failed, code, reason)
+    # How v itself would change is not known; it changes with w.
+    reported = jnp.maximum(error, change) if outer.gradient is None else error
+    certificate = Certificate(reported, reason == _NONE, reason)
+    # The noise of the first turn is the same for all leaves, too much for small ones.
+    could_be_noise = trees.norm(gap) <= 10 * size
+    again = ((reason == _ERROR) | (reason == _INNER)) & could_be_noise
+    return _Comparison(certificate, again)
+
+
+def _noise(linear: _Linear, inner: Tree, turn: jax.Array) -> Tree:
+    """A random vector of the size of the rounding errors of the optimality map.
+
+    A w with random signs has the size of the terms that cancel in it.  In the first
+    turn the vector is isotropic, so that it has a component along every direction, in
+    the second every leaf has a size of its own.
+    """
+    leaves, treedef = jax.tree.flatten(inner)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), turn), len(leaves))
+    draws = [
+        jax.random.normal(k, x.shape, x.dtype)
+        for k, x in zip(keys, leaves, strict=True)
+    ]
+    z = jax.tree.unflatten(treedef, draws)
+    terms = linear.apply(jax.tree.map(lambda w, r: w * jnp.sign(r), inner, z))
+    units = _ROUNDING_UNITS * epsilon(inner)
+    whole = units * trees.norm(terms) / trees.norm(z)
+    # At the origin nothing rounds; a direction is needed all the same.
+    tiny = jnp.finfo(whole.dtype).tiny * 1e8
+    whole = jnp.maximum(whole, tiny)
+
+    def scaled(r: jax.Array, term: jax.Array) -> jax.Array:
+        own = units * trees.norm(term) / jnp.maximum(trees.norm(r), 1)
+        own = jnp.maximum(own, 1e-6 * tiny)
+        return (r * jnp.where(turn == 0, whole, own)).astype(r.dtype)
+
+    return jax.tree.map(scaled, z, terms)
+
+
+def _change(inner: Tree, newton: Tree, blur: Tree, turn: jax.Array) -> jax.Array:
+    """The relative error of w: the largest over leaves, each against its own size.
+
+    A leaf that is zero up to rounding (a bias of centred data) has no size of its own
+    and is held against all of w; that a leaf is so small is said in the second turn
+    only, where the rounding of every leaf is known by itself.
+    """
+    whole = trees.norm(inner)
+
+    def of_leaf(w: jax.Array, step: jax.Array, rounding: jax.Array) -> jax.Array:
+        size = jnp.maximum(trees.norm(w), trees.norm(w - step))
+        moved, blurred = trees.norm(step), trees.norm(rounding)
+        is_zero = (turn > 0) & (size <= 10 * blurred) & (moved <= 10 * blurred)
+        return _ratio(moved + blurred, jnp.where(is_zero, whole, size))
+
+    changes = jax.tree.leaves(jax.tree.map(of_leaf, inner, newton, blur))
+    return jnp.max(jnp.stack(changes))
 
 
 def _ratio(part: jax.Array, total: jax.Array) -> jax.Array:
-    return part / jnp.where(total > 0, total, 1)
-
-
-def _linear_solve(
-    problem: InnerProblem,
-    residual: Callable[[Tree, Tree], Tree],
-    inner: Tree,
-    active: Active,
-    rhs: Tree,
-    transpose: bool,
-) -> tuple[Tree, LinearInfo]:
-    matvec = hvp(residual, inner, active.values)
-    if problem.solver.symmetric:
-        return cg().solve(matvec, rhs, None, None)
-    if transpose:
-        matvec = _transpose(problem, matvec, inner)
-    return normal_cg().solve(matvec, rhs, None, None)
-
-
-def _transpose(
-    problem: InnerProblem, matvec: Callable[[Tree], Tree], inner: Tree
-) -> Callable[[Tree], Tree]:
-    if problem.solver.symmetric:
-        return matvec
-    pull = jax.linear_transpose(matvec, inner)
-    return lambda u: pull(u)[0]
-
-
-def enforce(tree: Tree, report: Certificate, trust: Trust, rule: str) -> Tree:
-    """Carries out `on_untrustworthy`: returns `tree`, with a warning, or NaN."""
-    if trust.on_untrustworthy == "nan":
-        # A factor, not a choice: transposed, `where(ok, x, nan)` would return zeros.
-        factor = jnp.where(report.trustworthy, 1, jnp.nan)
-        return jax.tree.map(lambda x: x * factor.astype(x.dtype), tree)
-    if trust.on_untrustworthy == "warn":
-        jax.debug.callback(
-            lambda ok, error: _warn(bool(ok), float(error), trust.rtol, rule),
-            report.trustworthy,
-            report.error,
-        )
-    return tree
-
-
-def _warn(trustworthy: bool, error: float, rtol: float, rule: str) -> None:
-    if trustworthy:
-        return
-    warnings.warn(
-        f"untrustworthy gradient through an argmin ({rule} rule): estimated relative "
-        f"error {error:.1e}, promised {rtol:.1e}. Solve the inner problem more "
-        "accurately (max_steps, rtol of the inner solver), raise the cap of the linear "
-        "solver, or use float64; value_and_hypergradient reports the residuals. "
-        'on_untrustworthy="ignore" silences this, "nan" returns NaN instead.',
-        stacklevel=2,
-    )
+    """part / total; inf for something of nothing, 0 for nothing."""
+    whole = part / jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, whole, jnp.where(part == 0, 0, jnp.inf))

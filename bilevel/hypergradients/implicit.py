@@ -1,6 +1,7 @@
 """Implicit differentiation."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from bilevel.derivatives import (
     mixed_vjp,
     zero_cotangent,
 )
-from bilevel.hypergradients import certificate
+from bilevel.hypergradients import certificate, watch
 from bilevel.hypergradients.base import (
     INITIAL_POINT,
     Active,
@@ -27,6 +28,7 @@ from bilevel.hypergradients.base import (
     Theta,
     Trust,
     optimality,
+    perturbed,
     require_dependence,
 )
 from bilevel.inner_solvers import base as driver
@@ -99,17 +101,26 @@ def implicit(
         if not problem.solver.symmetric:
             matvec = _transposed(matvec, inner)
         initial = None if isinstance(memory, tuple) and not memory else memory
+        solver = solver_for(problem)
+        inverse = precondition(inner, active.build(active.values))
         adjoint, linear = _solve(
-            solver_for(problem),
+            solver,
             matvec,
             outer.cotangent,
             initial,
-            precondition(inner, active.build(active.values)),
+            inverse,
             problem.solver.symmetric,
             (inner, active.values),
         )
         pulled = mixed_vjp(residual, inner, active.values, adjoint)
-        return Pullback(trees.scale(-1.0, pulled), adjoint, _info(linear))
+        return Pullback(
+            trees.scale(-1.0, pulled),
+            _info(linear),
+            adjoint,
+            memory=adjoint,
+            precondition=inverse,
+            damping=solver.damping,
+        )
 
     def attach(
         problem: InnerProblem, readout: Any, trust: Trust
@@ -117,32 +128,40 @@ def implicit(
         del readout
         linear = solver_for(problem)
 
-        def adjoint_solve(
-            inner: Tree, active: Active, cotangent: Tree, matvec: Callable
+        def watched(
+            inner: Tree, active: Active, rhs: Tree, matvec: Callable, *, forward: bool
         ) -> Tree:
-            theta = active.build(active.values)
+            """A solve whose result goes through the certificate."""
+            inverse = precondition(inner, active.build(active.values))
             with jax.named_scope("adjoint"):
-                adjoint, info = linear.solve(
-                    matvec, cotangent, None, precondition(inner, theta)
-                )
+                solution, info = linear.solve(matvec, rhs, None, inverse)
             if trust.on_untrustworthy == "ignore":
-                return adjoint
-            residual = optimality(problem, active)
-            pulled = mixed_vjp(residual, inner, active.values, adjoint)
-            result = Pullback(trees.scale(-1.0, pulled), adjoint, _info(info))
-            report = certificate.certify(
-                problem, inner, active, Outer(cotangent), result, trust.rtol
+                return solution
+            if forward:
+                pulled = solution
+            else:
+                residual = optimality(problem, active)
+                pulled = mixed_vjp(residual, inner, active.values, solution)
+                pulled = trees.scale(-1.0, pulled)
+            result = Pullback(
+                pulled,
+                _info(info),
+                solution,
+                precondition=inverse,
+                damping=linear.damping,
             )
-            return certificate.enforce(adjoint, report, trust, "implicit")
-
-        def tangent_solve(
-            inner: Tree, active: Active, tangent: Tree, matvec: Callable
-        ) -> Tree:
-            theta = active.build(active.values)
-            return linear.solve(matvec, tangent, None, precondition(inner, theta))[0]
+            report = certificate.certify(
+                problem, inner, active, Outer(rhs), result, trust.rtol, forward=forward
+            )
+            return watch.enforce(solution, report, trust, "implicit")
 
         strict = trust.on_untrustworthy != "ignore"
-        return implicit_function(problem, tangent_solve, adjoint_solve, strict=strict)
+        return implicit_function(
+            problem,
+            partial(watched, forward=True),
+            partial(watched, forward=False),
+            strict=strict,
+        )
 
     return Hypergradient(
         name="implicit",
@@ -150,8 +169,6 @@ def implicit(
         forward=implicit_forward,
         pullback=pullback,
         attach=attach,
-        pointwise=True,
-        exact=True,
     )
 
 
@@ -185,7 +202,14 @@ def implicit_function(
         if any(not isinstance(t, SymbolicZero) for t in _leaves(tangents0)):
             raise ValueError(INITIAL_POINT.format(name="implicit"))
         inner, info = solution(inner0, theta)
-        active, direction = _perturbed(theta, _leaves(tangents_theta))
+        tangents = _leaves(tangents_theta)
+        flags = [not isinstance(t, SymbolicZero) for t in tangents]
+        active = perturbed(theta, flags)
+        direction = [
+            t
+            for t, flag, x in zip(tangents, flags, jax.tree.leaves(theta), strict=True)
+            if flag and trees.is_float(x)
+        ]
         if strict:
             require_dependence(problem, inner, active)
         residual = optimality(problem, active)
@@ -273,22 +297,3 @@ def _info(linear: LinearInfo) -> PullbackInfo:
 
 def _leaves(tangents: Any) -> list[Any]:
     return jax.tree.leaves(tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
-
-
-def _perturbed(theta: Theta, tangents: list[Any]) -> tuple[Active, list[Any]]:
-    """The leaves of theta that carry a tangent, as active, and their tangents."""
-    leaves, treedef = jax.tree.flatten(theta)
-    places = [
-        i
-        for i, t in enumerate(tangents)
-        if not isinstance(t, SymbolicZero) and trees.is_float(leaves[i])
-    ]
-
-    def build(values: list[Any]) -> Theta:
-        merged = list(leaves)
-        for i, value in zip(places, values, strict=True):
-            merged[i] = value
-        return jax.tree.unflatten(treedef, merged)
-
-    active = Active([leaves[i] for i in places], build)
-    return active, [tangents[i] for i in places]

@@ -121,8 +121,6 @@ def nudged(
         forward=implicit_forward,
         pullback=pullback,
         attach=attach,
-        pointwise=True,
-        exact=False,
     )
     return rule
 
@@ -246,13 +244,13 @@ def _contrast(
     residuals = jnp.stack([sample.residual for sample in samples])
     info = PullbackInfo(
         residual_norm=jnp.max(residuals),
-        error=jnp.full_like(bias, jnp.inf),
+        error=jnp.full_like(bias, jnp.nan),
         num_steps=sum(steps[1:], steps[0]),
         converged=jnp.all(jnp.stack([sample.converged for sample in samples])),
-        positive_definite=jnp.ones((), bool),
+        positive_definite=None,
         bias=bias,
     )
-    return Pullback(trees.scale(nudge.factor, result), (), info)
+    return Pullback(trees.scale(nudge.factor, result), info)
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -303,10 +301,10 @@ def _by_element(
         error=nan,
         num_steps=num_steps,
         converged=converged,
-        positive_definite=jnp.ones((), bool),
+        positive_definite=None,
         bias=nan,
     )
-    return Pullback(trees.scale(-1.0, pulled), (), report)
+    return Pullback(trees.scale(-1.0, pulled), report)
 
 
 def _check(beta: float | None, centred: bool, tilt: Tilt | None, plain: bool) -> None:

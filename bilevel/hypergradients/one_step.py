@@ -70,7 +70,7 @@ def one_step() -> Hypergradient:
             ]
 
         cotangent = jax.vjp(step, active.values)[1](outer.cotangent)[0]
-        return Pullback(cotangent, (), plain_info(inner))
+        return Pullback(cotangent, plain_info(inner))
 
     def attach(
         problem: InnerProblem, readout: Any, trust: Trust
@@ -83,7 +83,5 @@ def one_step() -> Hypergradient:
         forward=implicit_forward,
         pullback=pullback,
         attach=attach,
-        pointwise=True,
-        exact=False,
     )
     return rule

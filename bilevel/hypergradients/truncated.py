@@ -92,7 +92,7 @@ def truncated(
         memory: Any,
     ) -> Pullback:
         del problem, active, memory
-        return Pullback(saved(outer.cotangent)[0], (), plain_info(inner))
+        return Pullback(saved(outer.cotangent)[0], plain_info(inner))
 
     def attach(
         problem: InnerProblem, readout: Any, trust: Trust
@@ -106,6 +106,4 @@ def truncated(
         forward=forward,
         pullback=pullback,
         attach=attach,
-        pointwise=False,
-        exact=False,
     )

@@ -124,7 +124,7 @@ def unrolled(
             cotangent = saved(outer.cotangent)[0]
         else:
             cotangent = _contract(outer.cotangent, saved, active.values)
-        return Pullback(cotangent, (), plain_info(inner))
+        return Pullback(cotangent, plain_info(inner))
 
     def attach(
         problem: InnerProblem, readout: Any, trust: Trust
@@ -139,8 +139,6 @@ def unrolled(
         forward=forward,
         pullback=pullback,
         attach=attach,
-        pointwise=mode == "forward",
-        exact=False,
     )
     return rule
 

@@ -43,10 +43,12 @@ class LinearSolver(NamedTuple):
             `initial` and `precondition` may be None; `precondition(r)` applies an
             approximate inverse of A.
         symmetric_only: whether A must be symmetric.
+        damping: what is solved is (A + damping I) u = b.
     """
 
     solve: Callable[[Matvec, Tree, Tree | None, Matvec | None], tuple[Tree, LinearInfo]]
     symmetric_only: bool
+    damping: float = 0.0
 
 
 def unit(rhs: Tree) -> tuple[Tree, jax.Array]:

@@ -66,11 +66,11 @@ def cg(
         initial: Tree | None = None,
         precondition: Matvec | None = None,
     ) -> tuple[Tree, LinearInfo]:
-        tolerance = _default_rtol(rhs) if rtol is None else rtol
+        tolerance = default_rtol(rhs) if rtol is None else rtol
         settings = Settings(tolerance, cap, damping)
         return conjugate_gradients(matvec, rhs, settings, initial, precondition)[:2]
 
-    return LinearSolver(solve, symmetric_only=True)
+    return LinearSolver(solve, symmetric_only=True, damping=float(damping))
 
 
 class _Ritz(NamedTuple):
@@ -151,7 +151,8 @@ class _System(NamedTuple):
     inverse_quotient: jax.Array  # u'u / u'Au of the initial guess, 0 without one
 
 
-def _default_rtol(rhs: Tree) -> float:
+def default_rtol(rhs: Tree) -> float:
+    """The tolerance of `cg` on the relative error, for the dtypes of `rhs`."""
     return max(1e-7, math.sqrt(epsilon(rhs)))
 
 

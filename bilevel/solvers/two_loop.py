@@ -46,8 +46,12 @@ class TwoLoopInfo(NamedTuple):
         inner_converged: whether it met its tolerance.
         adjoint_residual: relative residual of the adjoint equation.
         adjoint_steps: `[]` int32.
-        error: estimated relative error of the hypergradient; inf if not certified.
-        trustworthy: see `bilevel.value_and_hypergradient`.
+        positive_definite: no negative curvature was met by the adjoint solve; None for
+            a rule that does not look at curvature.
+        error: estimated relative error of the hypergradient; None (unchecked) with
+            `certify=False`.
+        trustworthy: see `bilevel.value_and_hypergradient`; None likewise.
+        reason: the test that failed, likewise.
         aux: the auxiliary output of the outer objective.
     """
 
@@ -58,8 +62,10 @@ class TwoLoopInfo(NamedTuple):
     inner_converged: jax.Array
     adjoint_residual: jax.Array
     adjoint_steps: jax.Array
-    error: jax.Array
-    trustworthy: jax.Array
+    positive_definite: jax.Array | None
+    error: jax.Array | None
+    trustworthy: jax.Array | None
+    reason: jax.Array | None
     aux: Any
 
 
@@ -86,8 +92,9 @@ def two_loop(
         warm_start: start the inner solve and the adjoint solve where the last ended,
             instead of at the initial point and at zero.
         rtol: see `bilevel.value_and_hypergradient`.
-        certify: estimate the error of every hypergradient; two linear solves more an
-            update.  Without it `trustworthy` is False.
+        certify: estimate the error of every hypergradient; one to three linear solves
+            more an update.  Without it `error`, `trustworthy` and `reason` are None
+            (unchecked), and absent from histories and logs.
 
     Returns:
         A `Solver`: `init(inner, outer, key) -> TwoLoopState` and
@@ -150,8 +157,10 @@ def two_loop(
             inner_converged=out.info.inner.converged,
             adjoint_residual=out.info.pullback.residual_norm,
             adjoint_steps=out.info.pullback.num_steps,
+            positive_definite=out.info.pullback.positive_definite,
             error=out.info.error,
             trustworthy=out.info.trustworthy,
+            reason=out.info.reason,
             aux=out.aux,
         )
         return new, info
