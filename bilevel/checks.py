@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import core
 
 
 def count(name: str, value: Any, least: int) -> int:
@@ -48,7 +49,7 @@ def positive(name: str, value: Any) -> float:
         >>> positive("step_size", np.float32(0.5))
         0.5
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, core.Tracer):
         raise ValueError(
             f"{name} must be a plain number here, but it is traced by JAX (inside of "
             "jit, grad or vmap). Pass an optax transformation that holds it, "

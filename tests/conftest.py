@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import jax
@@ -29,6 +30,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Examples and notebooks that plot must not look for a display, in subprocesses either.
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings() -> None:
+    """A line warns once of an untrustworthy gradient: in every test anew."""
+    if "bilevel.hypergradients.watch" in sys.modules:
+        sys.modules["bilevel.hypergradients.watch"].forget()
+
 
 DATA_SETS = ("fashion_mnist", "ijcnn1", "mnist", "omniglot")
 

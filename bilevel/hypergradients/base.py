@@ -194,8 +194,8 @@ def perturbed(theta: Theta, flags: Sequence[bool]) -> Active:
             raise ValueError(
                 "a complex value is being differentiated through an argmin: "
                 f"{leaf.dtype}{list(leaf.shape)} at {jax.tree_util.keystr(path)}. Pass "
-                "its real and imaginary parts as two real arrays and build the complex one "
-                "inside of the objective, or put jax.lax.stop_gradient around it."
+                "its real and imaginary parts as two real arrays and build the complex "
+                "one inside of the objective, or put jax.lax.stop_gradient around it."
             )
     places = [
         i

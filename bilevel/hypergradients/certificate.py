@@ -18,13 +18,14 @@ Newton step is below rounding, and the rule's adjoint is accurate already.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.derivatives import hvp, mixed_vjp
+from bilevel.derivatives import hvp
 from bilevel.hypergradients.base import (
     Active,
     InnerProblem,
@@ -33,7 +34,7 @@ from bilevel.hypergradients.base import (
     optimality,
 )
 from bilevel.inner_solvers.base import InnerInfo
-from bilevel.iteration import iterate_until
+from bilevel.iteration import iterate, iterate_until
 from bilevel.linear_solvers.base import LinearInfo, Matvec, epsilon
 from bilevel.linear_solvers.cg import Settings, conjugate_gradients, default_rtol
 from bilevel.trees import Tree
@@ -212,6 +213,99 @@ def _solve(
     return conjugate_gradients(lambda u: back(forward(u)), back(rhs), settings)[:2]
 
 
+class _Solved(NamedTuple):
+    """Two linear systems with one matrix, solved."""
+
+    first: Tree
+    second: Tree
+    smallest: jax.Array  # eigenvalue seen by either; 0 if none was
+    positive_definite: jax.Array  # as far as either saw
+    converged: jax.Array  # both
+
+
+class _System(NamedTuple):
+    rhs: Tree
+    rtol: jax.Array | float
+    floor: jax.Array | float
+
+
+def _solve_both(
+    linear: _Linear, first: _System, second: _System, *, transpose: bool = False
+) -> _Solved:
+    """One after the other by one compiled loop: each takes no more steps than it needs.
+
+    Side by side they would take as many steps as the slower, of twice the work.
+    """
+    both = jax.tree.map(lambda a, b: jnp.stack([jnp.asarray(a), b]), first, second)
+
+    def step(index: jax.Array) -> tuple[jax.Array, tuple[Tree, LinearInfo]]:
+        system = jax.tree.map(lambda x: x[index], both)
+        settings = Settings(system.rtol, 10_000, floor=system.floor)
+        solved = _solve(linear, system.rhs, settings, transpose=transpose)
+        return index + 1, solved
+
+    zero = jnp.zeros((), jnp.int32)
+    _, (solutions, info) = iterate(step, zero, num_steps=2, history=True)
+    # fmin: nan where no step was taken.
+    smallest = jnp.fmin(info.smallest[0], info.smallest[1])
+    return _Solved(
+        first=jax.tree.map(lambda x: x[0], solutions),
+        second=jax.tree.map(lambda x: x[1], solutions),
+        smallest=jnp.where(jnp.isfinite(smallest), smallest, 0),
+        positive_definite=jnp.all(info.positive_definite),
+        converged=jnp.all(info.converged),
+    )
+
+
+class _Surroundings(NamedTuple):
+    """The solution as far as w tells, and how far rounding may move it."""
+
+    better: Tree
+    blur: Tree  # what rounding may move w by
+    is_solved: jax.Array  # a Newton step ends at a solution
+    is_converged: jax.Array  # there is nothing but rounding left to solve
+    change: jax.Array  # the relative error of w
+    linear: _Linear
+    solved: _Solved
+
+
+def _look_around(
+    problem: InnerProblem, inner: Tree, active: Active, result: Pullback, turn: Any
+) -> _Surroundings:
+    """Steps 1 and 2: a random direction, and a Newton step."""
+    residual = optimality(problem, active)
+    gap = residual(inner, active.values)
+    linear = _linearise(problem, inner, active, result)
+    noise = _noise(linear, inner, turn)
+    size, count = trees.norm(noise), sum(x.size for x in jax.tree.leaves(inner))
+    tight = default_rtol(inner)
+    # Until the residual is far below 1 / sqrt(n), one direction of n can hide in it.
+    thorough = tight if count <= 1000 else max(tight, 1e-3 / math.sqrt(count))
+    # Below rounding the Newton step is none; in the second turn every leaf is resolved.
+    floor = jnp.where(turn == 0, size, 0)
+    solved = _solve_both(
+        linear, _System(noise, thorough, 0.0), _System(gap, tight, floor)
+    )
+    blur, newton = solved.first, solved.second
+    if linear.symmetric and linear.precondition is None:
+        # By bad luck the random vector has little of the weakest direction.
+        expected = size / (math.sqrt(max(count, 1)) * solved.smallest)
+        found = trees.norm(blur)
+        luck = expected / jnp.where(found > 0, found, jnp.inf)
+        blur = trees.scale(jnp.where(luck > 1, luck, 1), blur)
+    better = trees.sub(inner, trees.add(newton, blur))
+    left = trees.norm(residual(better, active.values))
+    return _Surroundings(
+        better=better,
+        blur=blur,
+        is_solved=left <= 0.1 * trees.norm(gap) + 16 * size,
+        is_converged=trees.norm(gap) <= 10 * size,
+        change=_change(inner, newton, blur, turn),
+        linear=linear,
+        solved=solved,
+    )
+
+
 def _compare(
     problem: InnerProblem,
     inner: Tree,
@@ -223,86 +317,64 @@ def _compare(
     forward: bool,
 ) -> _Comparison:
     """Compares `result`, found at `inner`, with the implicit rule at a better point."""
+    around = _look_around(problem, inner, active, result, turn)
+    better, change = around.better, around.change
     residual = optimality(problem, active)
-
-    def effect(point: Tree, u: Tree) -> Tree:
-        """What an adjoint does to the gradient, J' u; of a tangent, the tangent."""
-        return u if forward else mixed_vjp(residual, point, active.values, u)
-
-    gap = residual(inner, active.values)
-    linear = _linearise(problem, inner, active, result)
-
-    # 1. A random right-hand side, of the size that rounding has.
-    noise = _noise(linear, inner, turn)
-    size = trees.norm(noise)
-    count = sum(x.size for x in jax.tree.leaves(inner))
-    tight = default_rtol(inner)
-    # Until the residual is far below 1 / sqrt(n), one direction of n can hide in it.
-    thorough = tight if count <= 1000 else max(tight, 1e-3 / math.sqrt(count))
-    blur, first = _solve(linear, noise, Settings(thorough, 10_000))
-    if linear.symmetric and linear.precondition is None:
-        # By bad luck the random vector has little of the weakest direction.
-        expected = size / (math.sqrt(max(count, 1)) * first.smallest)
-        found = trees.norm(blur)
-        luck = jnp.fmax(expected / jnp.where(found > 0, found, jnp.inf), 1)
-        blur = trees.scale(luck, blur)
-
-    # 2. The Newton step; below rounding it is none.
-    floor = jnp.where(turn == 0, size, 0)
-    newton, second = _solve(linear, gap, Settings(tight, 10_000, 0.0, floor))
-    # The two must not cancel.
-    blur = trees.scale(jnp.where(trees.dot(newton, blur) < 0, -1, 1), blur)
-    better = trees.sub(inner, trees.add(newton, blur))
-    left = trees.norm(residual(better, active.values))
-    solved = left <= 0.1 * trees.norm(gap) + 16 * size
-    change = _change(inner, newton, blur, turn)
-
-    # 3. The adjoint there, from the rule's own: a fresh solve could miss the same
-    # components, and the comparison would hide it.
-    if outer.gradient is None:
-        cotangent, direct, direct_better = outer.cotangent, None, None
-    else:
+    total = trees.norm(result.cotangent)
+    cotangent, moved = outer.cotangent, None
+    if outer.gradient is not None:
         _, direct = outer.gradient(inner)
         cotangent, direct_better = outer.gradient(better)
-    there = _linearise(problem, better, active, result)
-    start = trees.zeros_like(inner) if result.adjoint is None else result.adjoint
-    lack = trees.sub(cotangent, (there.apply if forward else there.transpose)(start))
-    total = trees.norm(result.cotangent)
-    if direct is not None:
+        moved = trees.sub(direct, direct_better)
         total = total + trees.norm(direct)
+
+    # 3. What is missing from the rule's adjoint at w, and what the way to the better
+    # point changes, are solved for one by one: in their sum they might cancel.
+    there = _linearise(problem, better, active, result)
+    apply = [x.apply if forward else x.transpose for x in (around.linear, there)]
+    effect = _identity if forward else _mixed(residual, better, active.values)
+    start = trees.zeros_like(inner) if result.adjoint is None else result.adjoint
+    lack = trees.sub(outer.cotangent, apply[0](start))
+    more = trees.sub(trees.sub(cotangent, apply[1](start)), lack)
     # A residual r of the adjoint equation changes u by at most |r| over the smallest
     # eigenvalue, most of it in the directions that `blur` shows; what that does to the
     # gradient tells which residual cannot matter.
-    weak = trees.norm(effect(better, blur))
-    # fmin: nan where no step was taken.
-    smallest = jnp.fmin(first.smallest, second.smallest)
-    smallest = jnp.where(jnp.isfinite(smallest), smallest, 0)
+    weak = trees.norm(effect(around.blur))
+    strength = around.solved.smallest * trees.norm(around.blur)
     needed = _ACCURACY * rtol / _MARGIN * total
-    floor = needed * smallest * trees.norm(blur) / jnp.where(weak > 0, weak, jnp.inf)
-    settings = Settings(
-        tight if result.adjoint is None else _ACCURACY, 10_000, 0.0, floor
+    floor = needed * strength / jnp.where(weak > 0, weak, jnp.inf)
+    accuracy = default_rtol(inner) if result.adjoint is None else _ACCURACY
+    solved = _solve_both(
+        there,
+        _System(lack, accuracy, floor),
+        _System(more, _ACCURACY, floor),
+        transpose=not forward,
     )
-    correction, third = _solve(there, lack, settings, transpose=not forward)
-    compared = effect(better, trees.add(start, correction))
+    adjoint = trees.add(start, solved.first)
     sign = -1.0 if forward else 1.0  # the pull-back is -J' u
-    difference = trees.axpy(sign, compared, result.cotangent)
-    if direct is not None and direct_better is not None:
-        difference = trees.add(difference, trees.sub(direct, direct_better))
-    error = _ratio(trees.norm(difference), total)
+    here = trees.axpy(sign, effect(adjoint), result.cotangent)
+    way = trees.scale(sign, effect(solved.second))
+    if moved is not None:
+        way = trees.add(way, moved)
+    off = jnp.maximum(trees.norm(here), trees.norm(trees.add(here, way)))
+    off = jnp.maximum(off, trees.norm(way))
+    if not forward:
+        # Where J' u cancels, the two round alike.
+        factors = _random_like(adjoint, 1)
+        scattered = effect(jax.tree.map(jnp.multiply, adjoint, factors))
+        off = jnp.maximum(off, epsilon(inner) * trees.norm(scattered))
+    error = _ratio(off, total)
 
     is_flat = trees.norm(outer.cotangent) == 0
     # Where dF/dw vanishes the gradient is dF/dx whatever dw*/dx is, at the solution.
     error = jnp.where(is_flat & (change <= rtol), 0, error)
     needs_inner = is_flat if outer.gradient is not None else True
-    is_positive = (
-        first.positive_definite & second.positive_definite & third.positive_definite
-    )
-    done = first.converged & second.converged & third.converged
+    sides = (around.solved, solved)
     failures = (
-        (_CURVATURE, ~is_positive),
-        (_NAN, ~jnp.isfinite(left) | jnp.isnan(error)),
-        (_UNSOLVED, ~solved),
-        (_SOLVES, ~done),
+        (_CURVATURE, ~(sides[0].positive_definite & sides[1].positive_definite)),
+        (_NAN, jnp.isnan(error)),
+        (_UNSOLVED, ~around.is_solved),
+        (_SOLVES, ~(sides[0].converged & sides[1].converged)),
         (_INNER, ~(change <= rtol) & needs_inner),
         (_ERROR, ~(_MARGIN * error <= rtol)),
     )
@@ -313,10 +385,20 @@ def _compare(
     reported = jnp.maximum(error, change) if outer.gradient is None else error
     certificate = Certificate(reported, reason == _NONE, reason)
     # The noise of the first turn is the same for all leaves, too much for small ones.
-    could_be_noise = trees.norm(gap) <= 10 * size
-    again = ((reason == _ERROR) | (reason == _INNER)) & could_be_noise
-    again = again & (len(jax.tree.leaves(inner)) > 1)
-    return _Comparison(certificate, again)
+    again = ((reason == _ERROR) | (reason == _INNER)) & around.is_converged
+    return _Comparison(certificate, again & (len(jax.tree.leaves(inner)) > 1))
+
+
+def _identity(u: Tree) -> Tree:
+    return u
+
+
+def _mixed(
+    residual: Callable[[Tree, Tree], Tree], inner: Tree, values: Tree
+) -> Callable[[Tree], Tree]:
+    """What an adjoint does to the gradient, u -> J' u, linearised once."""
+    pull = jax.vjp(lambda v: residual(inner, v), values)[1]
+    return lambda u: pull(u)[0]
 
 
 def _random_like(tree: Tree, index: int) -> Tree:

@@ -73,8 +73,8 @@ def _warn(reason: int, error: float, trust: Trust, rule: str) -> None:
     message = (
         f"untrustworthy gradient through an argmin ({rule} rule){again}: "
         f"{REASONS[reason]}. The relative error is {estimate}; rtol "
-        f"is {trust.rtol:.1e}. Solve the inner problem more accurately (max_steps, rtol "
-        "of the inner solver), raise the cap of the linear solver, or use float64; "
+        f"is {trust.rtol:.1e}. Solve the inner problem more accurately (max_steps, "
+        "rtol of the inner solver), raise the linear solver's cap, or use float64; "
         "value_and_hypergradient reports the residuals. "
         'on_untrustworthy="ignore" silences this, "nan" returns NaN instead.'
     )

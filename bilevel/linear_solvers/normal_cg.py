@@ -58,8 +58,11 @@ def normal_cg(
             lambda u: transpose(matvec(u))[0], transpose(b)[0], start, None
         )
         residual = trees.sub(b, matvec(solution))
+        residual_norm = jnp.sqrt(trees.dot(residual, residual))
         info = info._replace(
-            residual_norm=jnp.sqrt(trees.dot(residual, residual)),
+            residual_norm=residual_norm,
+            # A least-squares solution of what has none is no solution.
+            converged=info.converged & ((residual_norm <= 1e-2) | (size == 0)),
             smallest=jnp.sqrt(info.smallest),
             largest=jnp.sqrt(info.largest),
         )

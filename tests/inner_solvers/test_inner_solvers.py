@@ -278,7 +278,10 @@ def test_optimizers_that_ask_for_values_get_them():
             lambda: inner_solvers.newton(rtol=-1.0),
             r"newton: rtol must lie in \[0, 1\), got -1.0",
         ),
-        (lambda: inner_solvers.newton(max_cg_steps=0), "max_cg_steps must be an integer >= 1"),
+        (
+            lambda: inner_solvers.newton(max_cg_steps=0),
+            "max_cg_steps must be an integer >= 1",
+        ),
         (lambda: inner_solvers.lbfgs(memory_size=0), "must be an integer >= 1, got 0"),
         (
             lambda: inner_solvers.fixed_point(descend, max_steps=2.5),
