@@ -76,9 +76,16 @@ def check(directory: Path, *, in_full: bool = True) -> Report:
             raise
         wrong[folders.CONFIG] = str(error)
     wrong |= _unreadable(directory)
+    # A run may be going on: first what it writes last.
     has_summary = (directory / SUMMARY).exists() and SUMMARY not in wrong
-    summary = json.loads((directory / SUMMARY).read_text()) if has_summary else None
+    summary = _json(directory / SUMMARY) if has_summary else None
     is_sealed = seal.is_sealed(directory)
+    leaves, damaged = _leaves(directory, in_full=in_full and not is_sealed)
+    steps = {}
+    for name in (METRICS, DIGESTS):
+        steps[name], broken = metrics.steps(directory / name)
+        if broken is not None:
+            wrong[name] = f"line {broken} is broken"
     if is_sealed:
         differences, added = seal.differences(directory)
         wrong |= differences
@@ -89,9 +96,8 @@ def check(directory: Path, *, in_full: bool = True) -> Report:
         wrong[seal.NAME] = "is missing, although the run is finished"
     else:
         notes.append("the run was finished by a version of bilevel that made no seals")
-    leaves, damaged = _leaves(directory, in_full=in_full and not is_sealed)
     wrong = damaged | wrong
-    for name, what in _cross_check(directory, leaves, summary).items():
+    for name, what in _cross_check(directory, leaves, steps, summary).items():
         wrong.setdefault(name, what)
     for folder in step_folder.unsealed(directory / CHECKPOINTS):
         name = folder.relative_to(directory).as_posix()
@@ -124,7 +130,7 @@ def step_difference(directory: Path, leaves: Sealed) -> str | None:
 
 
 def _unreadable(directory: Path) -> dict[str, str]:
-    """Finds files that are no JSON, or hold no lines of steps."""
+    """Finds records that are no JSON."""
     wrong = {}
     starts = sorted(directory.glob("starts/*/command.json"))  # others were cut short
     records = [one for path in starts for one in sorted(path.parent.glob("*.json"))]
@@ -137,11 +143,6 @@ def _unreadable(directory: Path) -> dict[str, str]:
             problem = f"is damaged ({error})"
         if problem is not None:
             wrong[path.relative_to(directory).as_posix()] = problem
-    for name in (METRICS, DIGESTS):
-        try:
-            metrics.read(directory / name)
-        except (metrics.MetricsError, OSError) as error:
-            wrong[name] = str(error)
     return wrong
 
 
@@ -166,19 +167,22 @@ def _leaves(
             is_there = (folder / step_folder.LEAVES).exists()
             for one in error.names if in_full or is_there else ():
                 wrong.setdefault(f"{name}/{one}", str(error))
+        except FileNotFoundError:
+            continue  # it was removed meanwhile, by the run that goes on
         except (step_folder.FormatError, OSError) as error:
-            if folder.exists():  # not removed meanwhile, by the run that goes on
-                wrong[name] = str(error)
+            wrong[name] = str(error)
     return found, wrong
 
 
 def _cross_check(
-    directory: Path, leaves: Mapping[int, Sealed], summary: Mapping[str, Any] | None
+    directory: Path,
+    leaves: Mapping[int, Sealed],
+    steps: Mapping[str, list[int]],
+    summary: Mapping[str, Any] | None,
 ) -> dict[str, str]:
     """Compares what several files say of the same thing."""
     wrong = {}
     lost = _lost(leaves, summary)
-    steps = {one: metrics.split(directory / one).steps for one in (METRICS, DIGESTS)}
     for step, one in leaves.items():
         difference = step_difference(directory, one)
         if difference is not None:

@@ -91,15 +91,27 @@ def read(path: Path, *, skip_broken: bool = False) -> list[dict[str, Any]]:
     found, broken = [], 0
     for number, (_, content) in enumerate(_lines(path), start=1):
         if broken and not skip_broken:
-            raise MetricsError(
-                f"line {broken} of {path} is broken; load_run(..., damaged='warn')"
-                " reads the others, and the command that resumes the run sets it aside"
-            )
+            raise MetricsError(f"line {broken} of {path} is broken")
         if content is None:
             broken = broken or number
         else:
             found.append(_number(content))
     return found
+
+
+def steps(path: Path) -> tuple[list[int], int | None]:
+    """Returns the steps of the lines, and the number of the first broken line.
+
+    A broken line at the very end, of a killed run, is none.
+    """
+    found: list[int] = []
+    broken, last = None, 0
+    for last, (_, content) in enumerate(_lines(path), start=1):
+        if content is not None:
+            found.append(content["step"])
+        elif broken is None:
+            broken = last
+    return found, None if broken == last else broken
 
 
 def split(path: Path, last_step: float | None = math.inf) -> Split:

@@ -177,6 +177,7 @@ def test_a_broken_last_line_is_left_out(path, line):
     for end in (b"", b"\n"):
         path.write_bytes(whole + line + end)
         assert [one["step"] for one in metrics.read(path)] == [1, 2, 3]
+        assert metrics.steps(path) == ([1, 2, 3], None)
         assert "".join(metrics.split(path, 3).kept).encode() == whole
 
 
@@ -188,6 +189,7 @@ def test_a_broken_line_before_the_last_is_an_error(path, line):
     write_steps(path, [5])
     with pytest.raises(MetricsError, match=rf"line 4 of {path} is broken"):
         metrics.read(path)
+    assert metrics.steps(path) == ([1, 2, 3, 5], 4)
     rest = metrics.read(path, skip_broken=True)
     assert [one["step"] for one in rest] == [1, 2, 3, 5]
     found = metrics.split(path, 9)
