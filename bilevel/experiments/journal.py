@@ -1,5 +1,6 @@
 """The lines of a run: metrics and digests, one for each step; and its training time."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from bilevel.experiments.folders import (
     CHECKPOINTS,
     DIGESTS,
     METRICS,
+    SUMMARY,
     Folder,
     FolderError,
     is_finished,
@@ -132,7 +134,11 @@ def _written(directory: Path) -> _Written:
     """Returns what there is; nothing changes."""
     found = {name: metrics.split(directory / name) for name in (METRICS, DIGESTS)}
     steps = {name: one.steps for name, one in found.items()}
-    return _Written(steps, dict.fromkeys(steps, 0), None, found[METRICS].seconds)
+    missing = dict.fromkeys(steps, 0)
+    if is_finished(directory):
+        summary = json.loads((directory / SUMMARY).read_text())
+        missing |= summary.get("missing", {})
+    return _Written(steps, missing, None, found[METRICS].seconds)
 
 
 def _resumed(folder: Folder, step: int | None) -> _Written:

@@ -202,7 +202,10 @@ def open_run(
 
     @interrupts.held_back()
     def finish(result: Mapping[str, Any]) -> None:
-        folder.require()
+        if folders.is_finished(directory):
+            folder.require()
+        else:  # which lines are missing is known once the run was restored
+            lines.require(0)
         plain = metrics.plain(result, "summary")
         checkpoints.wait()
         summary.write(folder, plain, lines.seconds(), lines.finish(), handed_out)

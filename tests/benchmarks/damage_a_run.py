@@ -13,6 +13,8 @@ the run is finished, and compares it with one that was not disturbed.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import random
 import shutil
@@ -24,6 +26,7 @@ import time
 from pathlib import Path
 
 import bilevel
+from bilevel.__main__ import main as command_line
 from bilevel.experiments import metrics
 from bilevel.experiments.folders import FolderError
 
@@ -67,14 +70,13 @@ def damage(path: Path, kind: str, rng: random.Random) -> None:
 
 def is_detected(folder: Path, name: str) -> bool:
     """Says whether both the command and the function name the file."""
-    command = [sys.executable, "-m", "bilevel", "check", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = command_line(["check", str(folder)])
+    is_named = code == 1 and f"{name}: " in said.getvalue()
     try:
         bilevel.load_run(folder)
     except FolderError as error:
-        return (
-            done.returncode == 1 and f"{name}: " in done.stdout and name in str(error)
-        )
+        return is_named and f"{name}: " in str(error)
     return False
 
 

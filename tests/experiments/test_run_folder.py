@@ -503,6 +503,20 @@ def test_x5_a_hole_in_the_curve_is_said_and_not_forgotten(folder, capsys):
         ):
             run = bilevel.load_run(folder)
         assert run.column("loss")[0] == [1, 2, 3, 4, 7, 8]
+    with open_run(folder) as run:  # nor when it is finished with another result
+        run.restore({"x": jnp.zeros(2)})
+        run.finish({"loss": 2.0})
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl lacks 2 lines, lost befor"):
+        assert bilevel.load_run(folder).summary["result"] == {"loss": 2.0}
+
+
+def test_an_end_needs_what_the_run_was(folder):
+    write_steps(folder, 1)
+    with (
+        open_run(folder) as run,
+        pytest.raises(RuntimeError, match=r"call run\.restore"),
+    ):
+        run.finish({})
 
 
 def test_a_hole_is_filled_from_an_earlier_step(folder):
