@@ -1,4 +1,4 @@
-"""The command line: `python -m bilevel reproduce | runs | environment`."""
+"""The command line: `python -m bilevel reproduce | check | runs | environment`."""
 
 import argparse
 import sys
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bilevel.experiments import environment, fingerprint, plots, reproduce, runs
-from bilevel.experiments.folders import FolderError
+from bilevel.experiments.check import check
+from bilevel.experiments.folders import CONFIG, FolderError
 from bilevel.experiments.metrics import MetricsError
 from bilevel.experiments.versions import LockError
 
@@ -16,8 +17,8 @@ _MISTAKES = (FolderError, MetricsError, LockError, reproduce.ReproduceError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code.
 
-    0: as it should be; 1: it is not (other bits, other numbers); 2: a mistake in the
-    command or a damaged folder, said in one message.
+    0: as it should be; 1: it is not (other bits, other numbers, damage); 2: a mistake
+    in the command or a damaged folder, said in one message; 3: `check` cannot tell.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     # What stands behind -- is for the program that is run again.
@@ -52,7 +53,10 @@ def _runs(options: argparse.Namespace) -> int:
             "no figure: matplotlib is not installed (pip install 'bilevel[examples]')"
         )
         return 0
-    path = options.figure or options.directory / "runs.png"
+    folder = options.directory
+    # Not into the folder of a run: nobody but its program writes there.
+    folder = folder.absolute().parent if (folder / CONFIG).exists() else folder
+    path = options.figure or folder / "runs.png"
     lines = {
         row.name if text == row.name else f"{row.name}, {text}": some
         for row in rows
@@ -61,6 +65,15 @@ def _runs(options: argparse.Namespace) -> int:
     if plots.draw(lines, path, options.plot):
         print(f"curves in {path}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Returns 1 if anything is wrong or lost, 0 if not, 3 if that is not known."""
+    reports = [check(one) for one in options.run]
+    print("\n".join(report.text() for report in reports))
+    if any(report.wrong or report.lost for report in reports):
+        return 1
+    return 0 if all(report.is_sealed for report in reports) else 3
 
 
 def _environment(options: argparse.Namespace) -> int:
@@ -101,6 +114,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--steps", type=int, help="stop after this step")
     one.add_argument("--program", help="the file to run, if it is elsewhere")
     one.set_defaults(command=_reproduce)
+
+    one = commands.add_parser(
+        "check",
+        help="whether the folder of a run is what was written, file by file",
+        description="Exit code 0: every file is as it was when the run finished; 1:"
+        " some are not, or lines were lost before a resume; 2: it is no run; 3: nothing"
+        " is known to be wrong, but there is no seal over all files (the run is not"
+        " finished, say).",
+    )
+    one.add_argument("run", type=Path, nargs="+", help="folder of a run")
+    one.set_defaults(command=_check)
 
     one = commands.add_parser("runs", help="a table of runs, and their curves")
     one.add_argument("directory", type=Path, help="searched with all folders below")

@@ -1,6 +1,7 @@
 """Where data lies, and how a possibly compressed file is read and checked."""
 
 import bz2
+import contextlib
 import lzma
 import os
 import zlib
@@ -85,12 +86,61 @@ def replace(path: StrPath, make: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         make(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync(path.parent)  # a power cut could undo the renaming
+
+
+def sync(path: StrPath) -> None:
+    """Waits until a file, or the list of names of a folder, is on the disk."""
+    if os.name == "nt":  # Windows syncs no folder, and no file opened for reading
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append(path: StrPath, line: str) -> None:
+    r"""Appends a line to a file: all of it, or nothing of it where the disk refuses.
+
+    A kill after this loses nothing, a power cut may (see `sync`). No link is followed.
+
+    Args:
+        path: the file; made if it is not there. If it ends in half a line, of a process
+            that was killed, the new line does not become a part of that one.
+        line: with its line feed.
+
+    Raises:
+        OSError: the disk refuses; the file is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a"
+        >>> _ = path.write_text("1\n2")
+        >>> append(path, "3\n")
+        >>> path.read_text().split()
+        ['1', '2', '3']
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        rest = line.encode()
+        if size:
+            file.seek(size - 1)
+            rest = rest if file.read(1) == b"\n" else b"\n" + rest
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def replace_bytes(path: StrPath, content: bytes) -> None:

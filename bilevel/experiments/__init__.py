@@ -9,7 +9,11 @@
     folders      who may use a folder
     run_folder   the folder of a run
     journal      its lines, metrics and digests
-    rescue       a folder deleted while its run goes on
+    data_record  the arrays that it has used
+    summary      its last file
+    seal         the checksums of all its files, once it is finished
+    check        whether it is what was written
+    set_aside    what is in the way, moved and not deleted
     starts       what is recorded of every start: environment, versions, source
     fingerprint  whether numbers are still the same numbers
     checkpoint   the state on disk; the only file that imports Orbax

@@ -19,7 +19,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from bilevel.experiments import digests, interrupts, restore, step_folder
+from bilevel.experiments import (
+    digests,
+    interrupts,
+    messages,
+    metrics,
+    restore,
+    set_aside,
+    step_folder,
+)
 from bilevel.experiments.digests import LeafRecord
 from bilevel.experiments.restore import CheckpointError
 
@@ -70,14 +78,11 @@ class Checkpoints(NamedTuple):
         `cast` a leaf of another dtype is converted to that of the template.
       wait: `wait()` returns when what was saved is on the disk, and raises what went
         wrong on the way.
-      abandon: `abandon()` says that the folder is gone: what becomes of a save that is
-        under way does not matter, and closing raises nothing.
     """
 
     save: Save
     restore: Restore
     wait: Callable[[], None]
-    abandon: Callable[[], None]
 
 
 @contextlib.contextmanager
@@ -87,11 +92,17 @@ def open_checkpoints(
     *,
     seconds: float | None = None,
     clock: Callable[[], float] = time.monotonic,
+    link: Callable[[int, str], step_folder.Links | None] = lambda step, digest: None,
+    say: set_aside.Say = messages.say,
+    is_read_only: bool = False,
 ) -> Iterator[Checkpoints]:
     """Opens the checkpoints in a folder; the last save is complete when it closes.
 
-    What a killed process left half written is removed. Kept are the two latest steps,
-    step 0, and the step with the lowest metric.
+    Kept are the two latest steps, step 0, and the step with the lowest metric. Files
+    that Orbax had not finished when the process was killed (`*.orbax-checkpoint-tmp`)
+    are removed. A step without its seal is set aside in `<folder>-set-aside`, and so
+    is, before anything is saved, an earlier step of which a small file is damaged,
+    which Orbax would stumble over.
 
     Args:
       directory: the folder, one sub-folder a step; made if it is not there. One
@@ -99,6 +110,10 @@ def open_checkpoints(
       interval: a save is due if a multiple of it was reached since the last one,
       seconds: or if so many seconds have passed since then.
       clock: seconds, for tests.
+      link: `link(step, digest)` is called before a save; returns what is to be stored
+        with the step.
+      say: is told what was set aside.
+      is_read_only: nothing in the folder is changed.
 
     Yields:
       `Checkpoints`. Its `save` raises `CheckpointError` on leaves that cannot be
@@ -113,8 +128,9 @@ def open_checkpoints(
           state, step = checkpoints.restore(state)
       ```
     """
-    _remove_unsaved(directory)
-    opened = _lazy_checkpointer(directory)
+    if not is_read_only:
+        set_aside.unsealed(directory, _MARK["written_by"], say)
+    opened = _lazy_checkpointer(directory, say)
     pending: list[Future[None]] = []
     last_saved, last_time = step_folder.latest_step(directory) or 0, clock()
 
@@ -127,6 +143,7 @@ def open_checkpoints(
     def save(step: int, state: Tree, *, force: bool = False, metric: Any = None) -> str:
         nonlocal last_saved, last_time
         is_late = seconds is not None and clock() - last_time >= seconds
+        step = metrics.as_step(step)
         if not (force or is_late or is_due(step, last_saved, interval)):
             return ""
         wait()  # one at a time; raises what went wrong with the last one
@@ -135,9 +152,13 @@ def open_checkpoints(
         last_saved, last_time = step, clock()
         if _is_saved(directory, step, records):
             return ""
+        if is_read_only:
+            raise CheckpointError(f"{directory} is open for reading only")
+        digest = digests.digest_of(records)
+        links = link(step, digest)
         start = functools.partial(_start_save, opened, executor, directory)
-        pending.extend(start(step, state, records, number))
-        return digests.digest_of(records)
+        pending.extend(start(step, state, records, number, links))
+        return digest
 
     @_orbax_at_work()
     def restore_step(
@@ -153,9 +174,9 @@ def open_checkpoints(
             return None
         if step is not None:
             return restore.restore(
-                opened().load, directory / str(step), template, cast
+                _load_step, directory / str(step), template, cast
             ), step
-        return restore.restore_latest(opened().load, directory, found, template, cast)
+        return restore.restore_latest(_load_step, directory, found, template, cast)
 
     @_orbax_at_work()
     def close() -> None:
@@ -166,19 +187,12 @@ def open_checkpoints(
                 if opened.cache_info().currsize:
                     opened().close()
 
-    is_abandoned = False
-
-    def abandon() -> None:
-        nonlocal is_abandoned
-        is_abandoned = True
-
     # The thread waits for Orbax and seals the step.
     with ThreadPoolExecutor(1, "bilevel-checkpoint") as executor:
         try:
-            yield Checkpoints(save, restore_step, wait, abandon)
+            yield Checkpoints(save, restore_step, wait)
         finally:
-            with contextlib.suppress(*([CheckpointError] if is_abandoned else [])):
-                close()
+            close()
 
 
 def load(directory: Path, template: Tree = None, step: int | None = None) -> Tree:
@@ -198,19 +212,18 @@ def load(directory: Path, template: Tree = None, step: int | None = None) -> Tre
     if chosen is None or chosen not in steps:
         asked = "no checkpoint" if chosen is None else f"no step {chosen}"
         raise CheckpointError(f"{directory} holds {asked}; there are {_listed(steps)}")
-    folder = directory.resolve() / str(chosen)
+    folder = directory / str(chosen)
     with _unchanged_logging():
-        load_step = _load_step(folder)
         if template is None:
-            return restore.restore_named(load_step, folder)
-        return restore.restore(load_step, folder, template, cast=False)
+            return restore.restore_named(_load_step, folder)
+        return restore.restore(_load_step, folder, template, cast=False)
 
 
-def _load_step(folder: Path) -> Callable[[int, Any], Any]:
+def _load_step(folder: Path, targets: Any) -> Any:
     from orbax.checkpoint import v1
 
     ocp: Any = v1  # its own annotations contradict one another
-    return lambda _, targets: ocp.load(folder, targets, checkpointable_name="state")
+    return ocp.load(folder.resolve(), targets, checkpointable_name="state")
 
 
 def is_due(step: int, last_saved: int, interval: int) -> bool:
@@ -247,12 +260,13 @@ def _orbax_at_work() -> Iterator[None]:
         yield
 
 
-def _lazy_checkpointer(directory: Path) -> Any:
-    """Returns a function that opens Orbax's checkpointer at its first call."""
+def _lazy_checkpointer(directory: Path, say: set_aside.Say) -> Any:
+    """Returns a function that opens Orbax, for saving, at its first call."""
 
     @functools.cache  # Orbax is slow to import, and not every run saves
     @_unchanged_logging()
     def opened() -> Any:
+        set_aside.damaged(directory, say)
         from orbax.checkpoint import v1 as ocp
 
         training: Any = ocp.training  # its own annotations contradict one another
@@ -271,15 +285,6 @@ def _lazy_checkpointer(directory: Path) -> Any:
         )
 
     return opened
-
-
-def _remove_unsaved(directory: Path) -> None:
-    foreign = step_folder.remove_unsaved(directory, _MARK["written_by"])
-    if foreign:
-        raise CheckpointError(
-            f"{foreign[0]} is no checkpoint of this version of bilevel; give another"
-            " folder"
-        )
 
 
 def _storable_records(state: Tree) -> dict[str, LeafRecord]:
@@ -313,6 +318,7 @@ def _start_save(
     state: Tree,
     records: Mapping[str, LeafRecord],
     metric: float | None,
+    links: step_folder.Links | None,
 ) -> list[Future[None]]:
     """Starts a save; returns what to wait for."""
     is_bare = not logging.getLogger().handlers
@@ -320,7 +326,7 @@ def _start_save(
 
     def seal(response: Any) -> None:
         response.result()
-        step_folder.seal(directory / str(step), records, metric)
+        step_folder.seal(directory / str(step), records, metric, links)
 
     with _disk_errors(directory):
         response = opened().save_async(

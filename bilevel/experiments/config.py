@@ -277,8 +277,8 @@ def _fields(cls: type) -> Iterator[tuple[str, Leaf]]:
         if not is_supported(annotation) and not dataclasses.is_dataclass(annotation):
             raise ConfigError(
                 f"{cls.__name__}.{one.name} has type {annotation}; supported are bool,"
-                " int, float, str, Literal[...], X | None, tuple[X, ...] of these, and"
-                " frozen dataclasses"
+                " int, float, str, Literal[...], X | None, tuple[X, ...] of these (no"
+                " tuple in a tuple), and frozen dataclasses"
             )
         yield (
             one.name,

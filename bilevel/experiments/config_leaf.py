@@ -78,12 +78,18 @@ def shown(value: Any) -> str:
     return text if value is None else f"{text} ({type(value).__name__})"
 
 
-def is_supported(annotation: Any) -> bool:
-    """Says whether a field can have this type."""
+def is_supported(annotation: Any, in_tuple: bool = False) -> bool:
+    """Says whether a field, or an entry of a tuple, can have this type.
+
+    A tuple in a tuple cannot be a flag, which has one kind of comma: `1,2,3` would be
+    ((1, 2), (3,)) as well as (1, 2, 3).
+    """
     entry = inner_type(annotation)
-    if entry is not None:
-        return is_supported(entry)
-    return annotation in _SCALARS or typing.get_origin(annotation) is Literal
+    if entry is None:
+        is_choice = typing.get_origin(annotation) is Literal
+        return annotation in _SCALARS or is_choice
+    is_tuple = typing.get_origin(annotation) is tuple
+    return not (in_tuple and is_tuple) and is_supported(entry, in_tuple or is_tuple)
 
 
 def _check_one(leaf: Leaf, value: Any) -> Any:

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from bilevel.datasets import files
 from bilevel.experiments import config
@@ -153,7 +153,10 @@ def locked(directory: Path) -> Iterator[Callable[[], bool]]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield lambda: _is_file(directory / LOCK, file.fileno())
+        try:
+            yield lambda: _is_file(directory / LOCK, file.fileno())
+        finally:
+            file.truncate(0)  # so that no file of a finished run is unsealed
 
 
 def _is_file(path: Path, descriptor: int) -> bool:
@@ -177,6 +180,55 @@ def folder_errors(directory: Path) -> Iterator[None]:
             f"cannot write to {directory}: {reason}; what was written before is whole."
             " Mend that and run the same command, or give another --workdir"
         ) from error
+
+
+class Folder(NamedTuple):
+    """A folder that this process holds; its functions raise `FolderError`.
+
+    A folder that was deleted meanwhile is not written to: another run may have taken
+    its name.
+
+    Attributes:
+      path: of the folder.
+      is_held: says whether it is still there, and the same one (see `locked`).
+    """
+
+    path: Path
+    is_held: Callable[[], bool]
+
+    def require(self) -> None:
+        """Raises if the folder was deleted."""
+        if not self.is_held():
+            raise FolderError(
+                f"{self.path} was deleted, or replaced, while the run was writing to"
+                " it; the run stops here. Start it again in another folder, and delete"
+                " no folder of a run that is going on"
+            )
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Says that the folder was deleted, or what else the disk refuses."""
+        self.require()
+        with folder_errors(self.path):
+            yield
+
+    def replace(self, name: str, text: str) -> None:
+        """Writes a file in one step, as `files.replace` does."""
+        with self.errors():
+            files.replace_text(self.path / name, text)
+
+    def append(self, name: str, text: str) -> None:
+        """Appends lines, as `files.append` does."""
+        with self.errors():
+            files.append(self.path / name, text)
+
+    def sync(self, *names: str) -> None:
+        """Waits until files are on the disk, as `files.sync` does."""
+        with self.errors():
+            for name in names:
+                if (self.path / name).exists():
+                    files.sync(self.path / name)
+            files.sync(self.path)
 
 
 def _check_same(directory: Path, stored: Mapping[str, Any], cfg: Any) -> None:

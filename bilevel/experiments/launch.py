@@ -12,6 +12,7 @@ The same command again resumes the run, after `kill -9` too.
 """
 
 import functools
+import json
 import logging
 import os
 import shlex
@@ -40,10 +41,10 @@ from bilevel.experiments import (
     plots,
     profiling,
     run_folder,
+    seal,
     starts,
     versions,
 )
-from bilevel.experiments.loaded import load_run
 
 Main: TypeAlias = Callable[[Any, run_folder.Run], object]
 
@@ -176,11 +177,13 @@ def _start(
             say(f"error: {error}")
             return 1
         except BaseException:
-            logs.note(directory, traceback.format_exc())
+            with seal.reopened(directory, logs.NAME):
+                logs.note(directory, traceback.format_exc())
             raise
         if folders.is_finished(directory):
-            plots.draw_run(directory)
-            say(f"finished: {_scalars(directory)}; all of it in {directory}")
+            with seal.reopened(directory, logs.NAME, plots.OF_A_RUN):
+                plots.draw_run(directory)
+                say(f"finished: {_scalars(directory)}; all of it in {directory}")
         else:
             reason = "interrupted" if is_interrupted else "main returned before finish"
             say(f"{reason}; the run in {directory} is resumed by\n  {resume}")
@@ -244,7 +247,7 @@ def _check_environment(program: str) -> None:
 
 def _scalars(directory: Path) -> str:
     """The numbers of the summary in a line."""
-    summary = load_run(directory).summary or {}
+    summary = json.loads((directory / folders.SUMMARY).read_text())
     result = {**summary["result"], "time": summary["time"]}
     return ", ".join(
         f"{name} {value:.6g}"

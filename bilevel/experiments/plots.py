@@ -11,6 +11,9 @@ import numpy as np
 from bilevel.datasets import files
 from bilevel.experiments import folders, messages, metrics
 
+OF_A_RUN = "figures/metrics.png"
+"""What `draw_run` draws, in the folder of a run."""
+
 _COLUMNS = 3
 _LINES = 10  # more runs than this are not told apart by a legend
 
@@ -59,7 +62,7 @@ def draw_run(directory: Path) -> None:
         return
     try:
         lines = by_text(metrics.read(directory / folders.METRICS), directory.name)
-        draw(lines, directory / "figures" / "metrics.png")
+        draw(lines, directory / OF_A_RUN)
     except Exception as error:
         messages.say(f"no figure of the metrics: {error}", directory)
 
@@ -107,7 +110,7 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
         is_family = len(family) > 1
         pairs = [(*run, name) for run in runs.items() for name in family]
         for index, (run, rows, name) in enumerate(pairs):
-            label = name.rsplit("_", 1)[-1] if is_family else run
+            label = _plain(name.rsplit("_", 1)[-1] if is_family else run)
             points = [(r["step"], r[name]) for r in rows if _is_number(r.get(name))]
             if points:
                 steps, values = _parted(np.array(points, float)).T
@@ -117,7 +120,7 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
                 (lines_of[label],) = panel.plot(steps, values, style, **options)
         if is_family and panel.get_lines():
             panel.legend(frameon=False, fontsize="small")
-        panel.set_title(title, fontsize=10)
+        panel.set_title(_plain(title), fontsize=10)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if _spans_decades(panel):
@@ -126,10 +129,15 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
     for panel in panels[len(families) :]:
         panel.set_axis_off()
     if 1 < len(runs) <= _LINES:
-        labels = [label for label in runs if label in lines_of]
+        labels = [label for label in map(_plain, runs) if label in lines_of]
         handles = [lines_of[label] for label in labels]
         panels[0].legend(handles, labels, frameon=False, fontsize="small")
     return figure
+
+
+def _plain(text: str) -> str:
+    """Returns a name so that matplotlib takes no `$` for the start of a formula."""
+    return text.replace("$", r"\$")
 
 
 def _families(names: Sequence[str]) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 """Restoring a checkpoint: every file and every leaf verified, nothing cast unasked.
 
-How a step is read is passed in, `load_step(step, targets)`: this file knows no Orbax.
+How a step is read is passed in, `load_step(folder, targets)`: no Orbax in this file.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from bilevel.experiments import digests, step_folder
 from bilevel.experiments.digests import LeafRecord
 
 Tree: TypeAlias = Any
-LoadStep: TypeAlias = Callable[[int, Any], Any]
+LoadStep: TypeAlias = Callable[[Path, Any], Any]
 
 
 class CheckpointError(ValueError):
@@ -38,7 +38,7 @@ def restore_latest(
     """Restores the last step; if it is damaged, says which earlier one is intact.
 
     Args:
-      load_step: `load_step(step, targets)` of Orbax.
+      load_step: `load_step(folder, targets)` of Orbax.
       directory: of the checkpoints.
       steps: what is saved there, in order.
       template: a state of the structure to restore into.
@@ -92,7 +92,7 @@ def restore_named(
     """Restores one step and verifies every file and leaf.
 
     Args:
-      load_step: `load_step(step, targets)` of Orbax.
+      load_step: `load_step(folder, targets)` of Orbax.
       folder: of the step.
       named: templates of the leaves by name; None: what is stored.
       cast: convert leaves of another dtype.
@@ -110,7 +110,7 @@ def restore_named(
     _check_template(records, named, folder, cast)
     targets = {name: _target(leaf, records[name]) for name, leaf in named.items()}
     try:
-        loaded = load_step(int(folder.name), targets)
+        loaded = load_step(folder, targets)
     except Exception as error:
         raise DamagedCheckpointError(
             f"checkpoint {folder} cannot be read ({root_cause(error)})"

@@ -10,33 +10,39 @@
       ckpt/<step>/      the state, see `checkpoint`
       figures/          curves of the metrics, and what the program draws
       summary.json      written last; a folder without it is of an unfinished run
+      SHA256SUMS        the seal of a finished run, see `seal` and `check`
+      *-set-aside       what was in the way: steps, lines; nothing is ever deleted
 
-The same command in the same folder resumes. After `kill -9` the folder is whole: files
-are replaced in one step, and a broken last line of the metrics is dropped.
+The same command in the same folder resumes. After `kill -9`, and after a power cut, the
+folder is whole: files are replaced in one step, lines are on the disk before the step
+that counts them, and half a line at the end is set aside.
 """
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
-import numpy as np
 
-from bilevel.datasets import files, manifest
+from bilevel.datasets import manifest
 from bilevel.experiments import (
+    check,
     checkpoint,
-    digests,
+    data_record,
     folders,
     interrupts,
     journal,
+    messages,
     metrics,
-    rescue,
+    seal,
+    set_aside,
     step_folder,
+    summary,
 )
-from bilevel.experiments.folders import CHECKPOINTS, DATA, DIGESTS, METRICS, FolderError
+from bilevel.experiments.checkpoint import CheckpointError
+from bilevel.experiments.folders import CHECKPOINTS, METRICS, Folder, FolderError
 
 Tree: TypeAlias = Any
 
@@ -95,15 +101,16 @@ class Run(NamedTuple):
         lowest `metric` is kept, beside the first, and the two latest.
       restore: `restore(template, cast=False)` returns `(state, step)` of the last
         checkpoint, or None in a new folder, whose first checkpoint, step 0, it makes of
-        the template. Metrics of later steps are dropped: they will come again (those of
-        a finished run stay).
+        the template. Metrics of later steps are set aside: they will come again (those
+        of a finished run stay).
       metrics: `metrics()` returns the lines that were logged, one dictionary each.
       record_data: `record_data(split_seed=3, train=examples)` records name, shape,
         dtype and sha256 of arrays (any pytree); on resume it refuses others.
-      finish: `finish(summary)` writes summary.json; the run counts as finished. What is
-        named `...seconds` is taken as a time here, too.
+      finish: `finish(summary)` seals the folder and writes summary.json; the run counts
+        as finished. What is named `...seconds` is taken as a time here, too.
       path: `path("figures/loss.pdf")` returns a path in the folder and makes the
-        folders above it.
+        folders above it. Of a finished run, too, the file may be written: it is sealed
+        when the run closes.
     """
 
     directory: Path
@@ -142,12 +149,13 @@ def open_run(
     Yields:
       `Run`. Its functions raise `RuntimeError` if a folder with a checkpoint is written
       to before `restore` was called, `MetricsError` on a metric or summary that is no
-      JSON, `CheckpointError` as `open_checkpoints` says, and `FolderError` when the
-      disk refuses, or the folder was deleted: then `save` has put it back with the
-      state that it was given, so that no training is lost.
+      JSON and on a step that is no whole number, `CheckpointError` as
+      `open_checkpoints` says and where a state is not the one in digests.jsonl, and
+      `FolderError` when the disk refuses, or the folder was deleted.
 
     Raises:
-      FolderError: another process writes to the folder.
+      FolderError: another process writes to the folder, or it is of a finished run and
+        damaged, or `restore_step` would change a finished run.
 
     Example:
       ```
@@ -158,30 +166,29 @@ def open_run(
       ```
     """
     directory = Path(directory).absolute()
-    folder = directory / CHECKPOINTS
+    handed_out: list[str] = []
 
     def log(step: int, **values: Any) -> None:
-        lines.require(int(step))
-        lines.append(METRICS, int(step), values)
+        step = metrics.as_step(step)
+        lines.require(step)
+        lines.log(step, values)
 
     @interrupts.held_back()  # a state that is saved has its digest, too
     def save(
         step: int, state: Tree, *, force: bool = False, metric: Any = None
     ) -> bool:
-        step = int(step)
+        step = metrics.as_step(step)
         lines.require(step)
-        if save_steps is not None and step not in save_steps and is_held():
+        if save_steps is not None and step not in save_steps:
             return False
         is_forced = force or save_steps is not None
-        with put_back_if_deleted(checkpoints, step, state):
-            digest = checkpoints.save(step, state, force=is_forced, metric=metric)
-        if digest:
-            lines.append(DIGESTS, step, {"sha256": digest})
-        return bool(digest)
+        return bool(checkpoints.save(step, state, force=is_forced, metric=metric))
 
     @interrupts.held_back()
     def restore(template: Tree, *, cast: bool = False) -> tuple[Tree, int] | None:
         restored = checkpoints.restore(template, cast=cast)
+        if restored is not None:
+            _check_step(directory, restored[1])
         lines.begin(None if restored is None else restored[1])
         if restored is None and not _is_abstract(template):
             save(0, template, force=True)
@@ -191,39 +198,39 @@ def open_run(
         return metrics.read(directory / METRICS)
 
     def record_data(*, split_seed: int | None = None, **arrays: Tree) -> None:
-        if not is_held():
-            raise FolderError(rescue.deleted(directory, memory.put_back()))
-        with folders.folder_errors(directory):
-            _record_data(directory / DATA, arrays, split_seed)
-            memory.take()
+        data_record.record(folder, arrays, split_seed)
 
     @interrupts.held_back()
-    def finish(summary: Mapping[str, Any]) -> None:
-        result = metrics.plain(summary, "summary")
-        (checkpoints.wait if is_held() else checkpoints.abandon)()
-        target = directory if is_held() else memory.put_back()
-        _write_summary(target, result, lines.seconds())
-        if not is_held():
-            told = rescue.deleted(directory, target)
-            raise FolderError(f"{told}, with metrics and summary; the states are lost")
+    def finish(result: Mapping[str, Any]) -> None:
+        if folders.is_finished(directory):
+            folder.require()
+        else:  # which lines are missing is known once the run was restored
+            lines.require(0)
+        plain = metrics.plain(result, "summary")
+        checkpoints.wait()
+        summary.write(folder, plain, lines.seconds(), lines.finish(), handed_out)
 
-    with (
-        folders.locked(directory) as is_held,
-        rescue.remembered(directory) as memory,
-    ):
-        lines = journal.start(directory, memory, is_held, stop_after)
-        put_back_if_deleted = functools.partial(
-            rescue.put_back_if_deleted, directory, is_held, memory, lines.seconds
-        )
+    def path(name: str) -> Path:
+        handed_out.append(name)
         with folders.folder_errors(directory):
-            memory.take()
-        if restore_step is not None:
-            _go_back(folder, restore_step)
+            seal.update(directory, handed_out)
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        return directory / name
+
+    with folders.locked(directory) as is_held:
+        folder = Folder(directory, is_held)
+        _prepare(directory, restore_step)
+        lines = journal.start(folder, stop_after)
         with (
+            _closing(folder),
             checkpoint.open_checkpoints(
-                folder, save_every, seconds=save_seconds
+                directory / CHECKPOINTS,
+                save_every,
+                seconds=save_seconds,
+                link=lines.link,
+                say=functools.partial(messages.say, directory=directory),
+                is_read_only=folders.is_finished(directory),
             ) as checkpoints,
-            rescue.put_back_at_the_end(directory, is_held, memory, checkpoints),
         ):
             yield Run(
                 directory=directory,
@@ -234,17 +241,45 @@ def open_run(
                 metrics=logged,
                 record_data=record_data,
                 finish=finish,
-                path=functools.partial(_path, directory),
+                path=path,
             )
 
 
-def _path(directory: Path, name: str) -> Path:
-    with folders.folder_errors(directory):
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-    return directory / name
+def _prepare(directory: Path, restore_step: int | None) -> None:
+    """Refuses a finished run that is damaged, and goes back in an unfinished one."""
+    say = functools.partial(messages.say, directory=directory)
+    if folders.is_finished(directory):
+        if restore_step is not None:
+            raise FolderError(
+                f"the run in {directory} is finished, and going back to step"
+                f" {restore_step} would change it: give another folder, and start from"
+                f" load_run({str(directory)!r}).state(template, step={restore_step})"
+            )
+        report = check.check(directory)
+        if report.wrong:
+            raise FolderError(report.text())
+    elif seal.is_sealed(directory):
+        set_aside.seal(directory, say)
+    if restore_step is not None:
+        _go_back(directory / CHECKPOINTS, restore_step, say)
 
 
-def _go_back(folder: Path, step: int) -> None:
+@contextlib.contextmanager
+def _closing(folder: Folder) -> Iterator[None]:
+    """Says that the folder was deleted, if it was; completes its seal."""
+    try:
+        yield
+        folder.require()
+    except (CheckpointError, OSError):
+        folder.require()
+        raise
+    finally:
+        if folder.is_held() and folders.is_finished(folder.path):
+            with folder.errors():
+                seal.update(folder.path)
+
+
+def _go_back(folder: Path, step: int, say: set_aside.Say) -> None:
     """Makes an earlier step the latest, if it is intact."""
     if step not in step_folder.steps(folder):
         raise FolderError(
@@ -254,61 +289,17 @@ def _go_back(folder: Path, step: int) -> None:
         step_folder.read(folder / str(step))
     except manifest.DamagedFileError as error:
         raise FolderError(f"step {step} is damaged too: {error}") from error
-    step_folder.set_aside(folder, step)
+    set_aside.later(folder, step, say)
 
 
-def _record_data(path: Path, arrays: Mapping[str, Tree], seed: int | None) -> None:
-    """Adds arrays to data.json.
-
-    Raises:
-      FolderError: they are recorded with other content.
-    """
-    stored = json.loads(path.read_text()) if path.exists() else {}
-    found = {
-        f"{name}{leaf}": manifest.fingerprint(_as_it_is(value))
-        | ({} if seed is None else {"split_seed": seed})
-        for name, tree in arrays.items()
-        for leaf, value in digests.named_leaves(tree).items()
-    }
-    changed = [
-        f"{name}: {stored[name]} -> {one}"
-        for name, one in found.items()
-        if name in stored and stored[name] != one
-    ]
-    if changed:
-        lines = "\n  ".join(changed)
-        raise FolderError(
-            f"the data of the run in {path.parent} have changed:\n  {lines}\n"
-            "restore them, or give another --workdir"
+def _check_step(directory: Path, step: int) -> None:
+    """Refuses a state that is not the one that the run had."""
+    leaves = step_folder.read_leaves(directory / CHECKPOINTS / str(step))
+    difference = check.step_difference(directory, leaves)
+    if difference is not None:
+        raise CheckpointError(
+            f"checkpoint {directory / CHECKPOINTS / str(step)} {difference}"
         )
-    text = json.dumps({**stored, **found}, indent=1, sort_keys=True) + "\n"
-    files.replace_text(path, text)
-
-
-def _last_state(folder: Path) -> dict[str, Any]:
-    """Describes the last state, and which one is the best."""
-    step = step_folder.latest_step(folder)
-    if step is None:
-        return {}
-    sealed = step_folder.read(folder / str(step))
-    return {
-        "step": step,
-        "state_sha256": digests.digest_of(sealed.records),
-        "best_step": step_folder.best_step(folder),
-    }
-
-
-def _as_it_is(value: Any) -> Any:
-    """An array in its own type: JAX would narrow 64 bits, and miss a difference."""
-    return value if isinstance(value, np.ndarray) else digests.data_of(value)
-
-
-def _write_summary(directory: Path, result: Any, seconds: float) -> None:
-    content = {"status": "finished", "result": result, "time": round(seconds, 3)}
-    content |= _last_state(directory / CHECKPOINTS)
-    with folders.folder_errors(directory):
-        text = json.dumps(content, indent=2) + "\n"
-        files.replace_text(directory / folders.SUMMARY, text)
 
 
 def _is_abstract(template: Tree) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bilevel.experiments import config as configs
-from bilevel.experiments import folders, logs, messages, plots, run_folder, starts
+from bilevel.experiments import folders, logs, messages, plots, run_folder, seal, starts
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -56,9 +56,10 @@ def start_run(
     config = configs.checked(config)
     folder = folders.new_directory("run") if directory is None else Path(directory)
     status = folders.claim(folder, config)
-    messages.say(f"{status} run in {folder}", folder)
+    is_old = status == "finished"  # nothing in it changes, then
+    messages.say(f"{status} run in {folder}", None if is_old else folder)
     with (
-        logs.log_file(folder),
+        contextlib.nullcontext() if is_old else logs.log_file(folder),
         run_folder.open_run(
             folder,
             save_every=save_every,
@@ -67,7 +68,7 @@ def start_run(
             data_dir=None if data_dir is None else Path(data_dir),
         ) as run,
     ):
-        if status != "finished":
+        if not is_old:
             flags = {
                 "deterministic": os.environ.get("NPROC") == "1",
                 "save_every": save_every,
@@ -75,8 +76,9 @@ def start_run(
             }
             starts.record(folder, _program(), sys.argv, flags, is_launched=False)
         yield run
-    if folders.is_finished(folder):
-        plots.draw_run(folder)
+    if folders.is_finished(folder) and not is_old:
+        with seal.reopened(folder, plots.OF_A_RUN):
+            plots.draw_run(folder)
 
 
 def _program() -> str:

@@ -12,7 +12,6 @@ starts/<n>/cells.py.txt      the cells of a notebook that were run before, in or
 import datetime
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,9 +109,8 @@ def write(
         },
     )
     with folder_errors(directory):
-        folder = directory / _STARTS / str(len(read_all(directory)) + 1)
-        if folder.exists():  # of a start that was cut short
-            shutil.rmtree(folder)
+        number = max((int(one.name) for one in _folders(directory)), default=0) + 1
+        folder = directory / _STARTS / str(number)
         folder.mkdir(parents=True)
         _write_diff(folder / _DIFF, code.diff)
         if library is not None:
@@ -128,20 +126,29 @@ def write(
     return start
 
 
-def read_all(directory: Path) -> list[Start]:
+def read_all(directory: Path, *, skip_damaged: bool = False) -> list[Start]:
     """Returns the starts of a run, the first one first.
+
+    Args:
+      directory: of the run.
+      skip_damaged: a record that is damaged is empty.
 
     Raises:
       FolderError: a record is damaged.
     """
     found = []
-    for number in range(1, 1_000_000):
-        folder = directory / _STARTS / str(number)
-        if not (folder / _COMMAND).is_file():
-            break
-        names = (_COMMAND, _ENVIRONMENT, _SOURCE)
-        found.append(Start(*(_read(folder / name) for name in names)))
+    for folder in _folders(directory):
+        if not (folder / _COMMAND).is_file():  # a start that was cut short
+            continue
+        paths = [folder / name for name in (_COMMAND, _ENVIRONMENT, _SOURCE)]
+        found.append(Start(*(_read(one, skip_damaged) for one in paths)))
     return found
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Returns the folders of the starts, the first one first."""
+    found = [one for one in (directory / _STARTS).glob("*") if one.name.isdecimal()]
+    return sorted(found, key=lambda one: int(one.name))
 
 
 def difference(before: Start, now: Start) -> list[str]:
@@ -209,10 +216,12 @@ def _library_source(program: str) -> source.Source | None:
     return source.record(package) if tracked else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, skip_damaged: bool) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
+        if skip_damaged:
+            return {}
         raise FolderError(f"{path} is damaged ({error})") from error
 
 

@@ -1,30 +1,46 @@
 """What is ours in the folder of a checkpoint, `ckpt/<step>/`; Orbax writes the rest.
 
-    leaves.json   step, metric, and of every leaf dtype, shape and sha256
+    leaves.json   step, metric, of every leaf dtype, shape and sha256, and what ties the
+                  step to its run
     SHA256SUMS    the sha256 of every file, written last and by a rename
 
-A folder without SHA256SUMS is of a save that was cut short: it counts as unsaved.
+A folder without SHA256SUMS counts as unsaved: the save was cut short, or a copy of the
+folder was. It is never deleted, for it may hold data; it is set aside.
 """
 
 import json
 import math
 import re
-import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.datasets import manifest
+from bilevel.datasets import files, manifest
+from bilevel.datasets.manifest import DamagedFileError
 from bilevel.experiments import metrics
 from bilevel.experiments.digests import LeafRecord
 
-_LEAVES = "leaves.json"
+LEAVES = "leaves.json"
 _FORMAT = 2
+_SMALL = 1 << 20  # bytes of a file that is read to the end without a second thought
 
 
 class FormatError(ValueError):
     """A checkpoint was written by another version of bilevel."""
+
+
+class Links(NamedTuple):
+    """What ties a step to the rest of its run.
+
+    Attributes:
+      lines: `{file: number of lines}` of the metrics and digests when it was saved.
+      missing: `{file: number of lines}` that were known to be lost by then.
+      parent: `(step, sha256)` of the state that was saved before; None of the first.
+    """
+
+    lines: dict[str, int]
+    missing: dict[str, int]
+    parent: tuple[int, str] | None
 
 
 class Sealed(NamedTuple):
@@ -34,22 +50,28 @@ class Sealed(NamedTuple):
       step: of the checkpoint.
       metric: lower is better; None if none was given.
       records: `{name of the leaf: LeafRecord}`.
+      links: None where they were not recorded.
     """
 
     step: int
     metric: float | None
     records: dict[str, LeafRecord]
+    links: Links | None
 
 
 def seal(
-    folder: Path, records: Mapping[str, LeafRecord], metric: float | None = None
+    folder: Path,
+    records: Mapping[str, LeafRecord],
+    metric: float | None = None,
+    links: Links | None = None,
 ) -> None:
-    """Makes a complete save count.
+    """Makes a complete save count, once all of it is on the disk.
 
     Args:
       folder: of the step, all of Orbax's files in it.
       records: of the leaves.
       metric: lower is better.
+      links: to the rest of the run.
 
     Raises:
       OSError: the files cannot be written.
@@ -58,9 +80,13 @@ def seal(
         "format_version": _FORMAT,
         "step": int(folder.name),
         "metric": metric,
+        **({} if links is None else {"links": links._asdict()}),
         "leaves": {name: list(record) for name, record in records.items()},
     }
-    (folder / _LEAVES).write_text(json.dumps(content, indent=1) + "\n")
+    files.replace_text(folder / LEAVES, json.dumps(content, indent=1) + "\n")
+    # A power cut must not leave a seal on files that were not yet written.
+    for one in [*folder.rglob("*"), folder, folder.parent]:
+        files.sync(one)
     manifest.write(folder, _files(folder))
 
 
@@ -76,7 +102,7 @@ def latest_step(directory: Path) -> int | None:
 
 
 def read(folder: Path) -> Sealed:
-    """Verifies every file of a step, and returns what is recorded of its leaves.
+    """Verifies every file of a step, and returns what is recorded of it.
 
     Raises:
       DamagedFileError: files are missing or changed; they are named.
@@ -84,17 +110,60 @@ def read(folder: Path) -> Sealed:
       OSError: it cannot be read.
     """
     manifest.check(folder)
-    content = json.loads((folder / _LEAVES).read_text())
+    return read_leaves(folder)
+
+
+def read_leaves(folder: Path) -> Sealed:
+    """Returns what is recorded of a step, leaves.json alone verified.
+
+    Raises:
+      DamagedFileError: it is missing or changed, or of another step.
+      FormatError: another version of bilevel wrote it.
+      OSError: it cannot be read.
+    """
+    listed = manifest.read(folder)
+    if LEAVES not in listed:
+        raise DamagedFileError(f"{folder} has no checksum of {LEAVES}", [LEAVES])
+    manifest.check(folder, {LEAVES: listed[LEAVES]})
+    content = json.loads((folder / LEAVES).read_text())
     if content["format_version"] != _FORMAT:
         raise FormatError(
             f"checkpoint {folder} has format {content['format_version']}; this version"
             f" of bilevel reads {_FORMAT}"
         )
+    if content["step"] != int(folder.name):
+        raise DamagedFileError(
+            f"{folder / LEAVES} is of step {content['step']}, not of this one",
+            [LEAVES],
+        )
     records = {
         name: LeafRecord(dtype, tuple(shape), sha256, key)
         for name, (dtype, shape, sha256, key) in content["leaves"].items()
     }
-    return Sealed(content["step"], content["metric"], records)
+    links = _links(content.get("links"))
+    return Sealed(content["step"], content["metric"], records, links)
+
+
+def _links(stored: Mapping[str, Any] | None) -> Links | None:
+    if stored is None:
+        return None
+    parent = stored["parent"] and (stored["parent"][0], stored["parent"][1])
+    return Links(stored["lines"], stored["missing"], parent)
+
+
+def check_small_files(folder: Path) -> None:
+    """Verifies the files below a megabyte, which Orbax reads of every step.
+
+    Raises:
+      DamagedFileError: files are missing or changed; they are named.
+    """
+    listed = manifest.read(folder).items()
+    small = {name: digest for name, digest in listed if _is_small(folder / name)}
+    manifest.check(folder, small)
+
+
+def _is_small(path: Path) -> bool:
+    return not path.is_file() or path.stat().st_size < _SMALL
 
 
 def best_step(directory: Path) -> int | None:
@@ -102,67 +171,34 @@ def best_step(directory: Path) -> int | None:
 
     Only leaves.json is read, and verified; a step of which it is damaged has none.
     """
-    found = [(_metric(directory / str(step)), step) for step in steps(directory)]
-    ranked = [(metric, step) for metric, step in found if metric is not None]
+    found = [(intact_leaves(directory / str(one)), one) for one in steps(directory)]
+    ranked = [
+        (leaves.metric, step)
+        for leaves, step in found
+        if leaves is not None and leaves.metric is not None
+    ]
     return min(ranked)[1] if ranked else None
 
 
-def _metric(folder: Path) -> float | None:
+def intact_leaves(folder: Path) -> Sealed | None:
+    """Returns what `read_leaves` does, None where it raises."""
     try:
-        manifest.check(folder, {_LEAVES: manifest.read(folder)[_LEAVES]})
-        return json.loads((folder / _LEAVES).read_text())["metric"]
-    except (manifest.DamagedFileError, OSError, KeyError):
+        return read_leaves(folder)
+    except (DamagedFileError, FormatError, OSError):
         return None
 
 
-def remove_unsaved(directory: Path, mark: str | None) -> list[Path]:
-    """Removes the folders of saves that were cut short after Orbax was done.
-
-    Args:
-      directory: of the checkpoints.
-      mark: a text in Orbax's metadata of every step that may be removed; None: all of
-        them may be.
-
-    Returns:
-      Folders without a list of checksums that lack the mark: they stay.
-    """
-    foreign = []
-    for one in directory.glob("*"):
-        if not _is_step(one) or (one / manifest.NAME).exists():
-            continue
-        record = one / "_CHECKPOINT_METADATA"
-        if mark is None or (
-            record.is_file() and mark in record.read_text(errors="replace")
-        ):
-            _remove(one)
-        else:
-            foreign.append(one)
-    return foreign
+def unsealed(directory: Path) -> list[Path]:
+    """Returns the folders of steps without a list of checksums, in order."""
+    found = [one for one in directory.glob("*") if _is_step(one)]
+    bare = [one for one in found if not (one / manifest.NAME).exists()]
+    return sorted(bare, key=lambda one: int(one.name))
 
 
-def _remove(folder: Path) -> None:
-    # A save that goes on in a folder that somebody deleted adds to it meanwhile.
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.05)
-    shutil.rmtree(folder)
-
-
-def set_aside(directory: Path, after: int) -> None:
-    """Moves the steps after one to the folder `<directory>-set-aside`.
-
-    Nothing is deleted; a second move of a step gets a number.
-    """
-    aside = directory.with_name(f"{directory.name}-set-aside")
-    for step in [one for one in steps(directory) if one > after]:
-        target, count = aside / str(step), 1
-        while target.exists():
-            count += 1
-            target = aside / f"{step}-{count}"
-        aside.mkdir(exist_ok=True)
-        (directory / str(step)).rename(target)
+def is_marked(folder: Path, mark: str) -> bool:
+    """Says whether a text stands in Orbax's metadata of a step."""
+    record = folder / "_CHECKPOINT_METADATA"
+    return record.is_file() and mark in record.read_text(errors="replace")
 
 
 def _is_step(folder: Path) -> bool:

@@ -345,7 +345,7 @@ def test_later_format(folder, monkeypatch):
         restored(folder, state)
 
 
-def test_step_without_checksums_counts_as_unsaved(copied):
+def test_step_without_checksums_counts_as_unsaved(copied, tmp_path):
     """A kill between Orbax's last word and ours."""
     folder, states = copied
     (folder / "10" / manifest.NAME).unlink()
@@ -354,6 +354,7 @@ def test_step_without_checksums_counts_as_unsaved(copied):
     assert step == 5
     assert_same(found, states[5])
     assert not (folder / "10").exists()
+    assert (tmp_path / "copy-set-aside" / "10" / "leaves.json").exists()
     with open_checkpoints(folder) as checkpoints:
         assert checkpoints.save(10, states[10])
 
@@ -391,6 +392,8 @@ def test_remnants_of_a_killed_save_are_removed(copied):
     found, step = restored(folder, large_state(0))
     assert step == 10
     assert_same(found, states[10])
+    with open_checkpoints(folder) as checkpoints:
+        checkpoints.save(11, large_state(11))
     assert not remnant.exists()
 
 

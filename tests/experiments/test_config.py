@@ -193,3 +193,30 @@ class Texts:
 def test_texts_that_a_flag_cannot_say_are_refused(values, message):
     with pytest.raises(config.ConfigError, match=message):
         config.checked(Texts(**values))
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        tuple[tuple[int, ...], ...],
+        tuple[tuple[int, ...], ...] | None,
+        tuple[tuple[int, ...] | None, ...],
+    ],
+)
+def test_x10_a_tuple_in_a_tuple_is_refused(annotation):
+    """`reproduce` could not pass it on as a flag: `1,2,3` is ((1, 2), (3,)), too."""
+    field = ("t", annotation, dataclasses.field(default=((1, 2), (3,))))
+    cls = dataclasses.make_dataclass("C", [field], frozen=True)
+    with pytest.raises(
+        config.ConfigError, match=r"C\.t has type .*; supported are bool,"
+    ):
+        config.checked(cls())
+
+
+@pytest.mark.parametrize(
+    "annotation", [tuple[int, ...] | None, tuple[int | None, ...], tuple[str, ...]]
+)
+def test_other_tuples_are_supported(annotation):
+    field = ("t", annotation, dataclasses.field(default=()))
+    cls = dataclasses.make_dataclass("C", [field], frozen=True)
+    assert config.checked(cls()).t == ()

@@ -1,7 +1,6 @@
 """A run read back: what is in it, what is damaged, and that nothing changes."""
 
 import dataclasses
-import json
 import math
 import shutil
 from typing import NamedTuple
@@ -16,7 +15,6 @@ from bilevel.experiments import config, digests, environment, folders, starts
 from bilevel.experiments.checkpoint import CheckpointError
 from bilevel.experiments.folders import FolderError
 from bilevel.experiments.loaded import load_run
-from bilevel.experiments.metrics import MetricsError
 from bilevel.experiments.run_folder import open_run
 
 
@@ -220,35 +218,56 @@ def test_no_run(tmp_path):
             load_run(path)
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", r"is damaged \("),
-        ("[]", r"is damaged \("),
-        ("{}", r"is damaged \("),
-        (None, "was changed: its values do not have its digest"),
-    ],
-)
-def test_damaged_config(copied, text, why):
+@pytest.mark.parametrize("text", ["", "[]", "{}", None])
+def test_damaged_config(copied, text):
     path = copied / "config.json"
     path.write_text(path.read_text().replace("0.25", "0.5") if text is None else text)
-    with pytest.raises(FolderError, match=f"config.json {why}"):
-        load_run(copied)
+    for _ in ("sealed", "not"):
+        with pytest.raises(FolderError, match=r"config\.json: "):
+            load_run(copied)
+        with pytest.warns(UserWarning, match=r"config\.json: "):
+            run = load_run(copied, damaged="warn")
+        assert run.config == {}
+        assert run.metrics[0]["loss"] == 3.0
+        unfinish(copied)
 
 
-@pytest.mark.parametrize("name", ["summary.json", "data.json", "starts/1/source.json"])
-def test_other_damage_is_named(copied, name):
+def unfinish(folder):
+    """Makes it as it was before its end."""
+    for name in ("SHA256SUMS", "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize("name", ["data.json", "starts/1/source.json"])
+def test_other_damage_is_named(copied, name, is_sealed):
+    if not is_sealed:
+        unfinish(copied)
     path = copied / name
     path.write_text(path.read_text()[:-3])
-    with pytest.raises(FolderError, match=rf"{name} is damaged \("):
+    with pytest.raises(FolderError, match=rf"{name}: (expected sha256|is damaged \()"):
         load_run(copied)
+
+
+def test_x10_damage_in_a_record_of_a_start_hides_nothing_else(copied):
+    path = copied / "starts" / "1" / "environment.json"
+    path.write_text(path.read_text()[:-3])
+    with pytest.warns(
+        UserWarning, match=r"starts/1/environment\.json: expected sha256"
+    ):
+        run = load_run(copied, damaged="warn")
+    assert run.column("loss")[1][0] == 3.0
+    assert same(run.state(state_at(0)), state_at(5))
+    assert [one.environment for one in run.starts] == [{}, {"threads": 2}]
+    assert run.starts[0].command["argv"] == ["x.py"]
 
 
 def test_damaged_metrics(copied):
     path = copied / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], lines[1][:9], *lines[2:]]))
-    with pytest.raises(MetricsError, match=r"line 2 of .*metrics\.jsonl is broken"):
+    unfinish(copied)
+    with pytest.raises(FolderError, match=r"metrics\.jsonl: line 2 is broken"):
         load_run(copied)
 
 
@@ -261,7 +280,8 @@ def test_a_damaged_checkpoint_hides_nothing_else(copied, victim):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    run = load_run(copied)
+    with pytest.warns(UserWarning, match=path.name):
+        run = load_run(copied, damaged="warn")
     assert run.steps == [0, 2, 4, 5]
     assert run.best_step == (2 if victim == "largest" else 4)
     assert same(run.state(state_at(0)), state_at(5))
@@ -271,9 +291,33 @@ def test_a_damaged_checkpoint_hides_nothing_else(copied, victim):
         run.state(step=2)
 
 
-def test_unfinished_save_does_not_count(copied):
+def test_x2_the_last_state_of_a_finished_run_is_no_other(copied):
+    (copied / "ckpt" / "5" / "SHA256SUMS").unlink()
+    with pytest.raises(FolderError, match="ckpt/5: is missing or has no seal; summary"):
+        load_run(copied)
+    with pytest.warns(UserWarning, match="summary.json says that it is the last state"):
+        run = load_run(copied, damaged="warn")
+    with pytest.raises(
+        CheckpointError, match=r"the run ended at step 5, of which .*ckpt"
+    ):
+        run.state(state_at(0))
+    assert same(run.state(state_at(0), step=4), state_at(4))
+
+
+def test_x2_an_earlier_state_is_not_returned_in_silence(copied):
+    unfinish(copied)
     (copied / "ckpt" / "5" / "SHA256SUMS").unlink()
     run = load_run(copied)
     assert run.steps == [0, 2, 4]
-    assert same(run.state(state_at(0)), state_at(4))
-    assert json.loads((copied / "summary.json").read_text())["step"] == 5
+    with pytest.warns(
+        UserWarning, match=r"step 5 in .* is not complete; this is step 4"
+    ):
+        found = run.state(state_at(0))
+    assert same(found, state_at(4))
+
+
+def test_damaged_takes_one_of_two_words(finished):
+    with pytest.raises(
+        ValueError, match="damaged: expected 'raise' or 'warn', got 'no'"
+    ):
+        load_run(finished, damaged="no")

@@ -76,3 +76,16 @@ def test_layers_of_a_single_run_share_a_panel():
     assert [text.get_text() for text in angles.get_legend().get_texts()] == ["1", "2"]
     assert loss.get_legend() is None
     assert len(plots.make({"a": rows, "b": rows}, names).axes) == 3
+
+
+def test_x10_names_with_dollars_are_no_formulas(tmp_path):
+    """`$` opens a formula of matplotlib, and `cost$_^$` is a wrong one."""
+    rows = [
+        {"step": step, "cost$_^$": 1.0, "a$_1": 2.0, "a$_2": 3.0} for step in (1, 2)
+    ]
+    for runs in ({"a$_^$": rows}, {"a$_^$": rows, "b$": rows}):
+        assert plots.draw(runs, tmp_path / "a.svg")
+    figure = plots.make({"a$_^$": rows, "b$": rows}, ["cost$_^$"])
+    figure.canvas.draw()
+    legend = figure.axes[0].get_legend()
+    assert len(legend.get_texts()) == 2

@@ -12,7 +12,7 @@ import pytest
 import bilevel
 from bilevel import load_run
 from bilevel.__main__ import main
-from bilevel.experiments import reproduce
+from bilevel.experiments import reproduce, seal
 from bilevel.experiments.reproduce import ReproduceError
 
 REPOSITORY = Path(bilevel.__file__).parents[1]
@@ -173,6 +173,8 @@ def test_other_package_and_threads_but_the_same_bits(again, recorded):
     running = content["packages"]["jax"]
     content["packages"]["jax"] = "0.0.1"
     path.write_text(json.dumps(content))
+    summary = (recorded / "older" / "summary.json").read_text()
+    seal.write(recorded / "older", summary)
     code, said = again("--steps=5", run="older", threads=3)
     assert code == 0
     assert said.startswith(
@@ -190,7 +192,9 @@ def test_a_repetition_that_does_less_is_not_the_same(recorded, tmp_path):
         lines = (shorter / name).read_text().splitlines(keepends=True)
         kept = [line for line in lines if json.loads(line)["step"] <= 8]
         (shorter / name).write_text("".join(kept))
-    record, again = load_run(recorded / "run"), load_run(shorter)
+    record = load_run(recorded / "run")
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: expected sha256"):
+        again = load_run(shorter, damaged="warn")
     found = reproduce.compare(record, again)
     assert found.first_difference == "the record ended at step 10, now ended at step 8"
     assert reproduce.compare(record, again, 8).first_difference is None
@@ -206,6 +210,7 @@ def test_results_are_compared_but_for_times(recorded, tmp_path):
     for w, expected in ((1.0, None), (2.0, "result.rows.w was 1.0, is 2.0")):
         summary["result"] = {"rows": {"w": w, "seconds": 4.0}}
         path.write_text(json.dumps(summary))
+        seal.write(other, path.read_text())
         assert reproduce.compare(record, load_run(other)).first_difference == expected
 
 
@@ -234,4 +239,4 @@ def test_config_that_was_edited(recorded, capsys):
     path = recorded / "edited" / "config.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
     assert main(["reproduce", str(recorded / "edited")]) == 2
-    assert "config.json was changed" in capsys.readouterr().err
+    assert "config.json: expected sha256" in capsys.readouterr().err

@@ -125,7 +125,7 @@ def test_patch_holds_the_bytes(directory, tmp_path):
     assert (tmp_path / "clone" / "latin.txt").read_bytes() == b"caf\xe9\r\n"
 
 
-def test_a_half_written_start_is_ignored_and_replaced(directory, program):
+def test_a_half_written_start_is_ignored_and_kept(directory, program):
     first = write(directory, program)
     half = directory / "starts" / "2"
     half.mkdir()
@@ -134,7 +134,8 @@ def test_a_half_written_start_is_ignored_and_replaced(directory, program):
     assert starts.read_all(directory) == [first]
     second = write(directory, program)
     assert starts.read_all(directory) == [first, second]
-    assert names(directory, 2) == names(directory, 1)
+    assert names(directory, 3) == names(directory, 1)
+    assert names(directory, 2) == ["bilevel.patch", "source.json"]
 
 
 @pytest.mark.parametrize("name", ["command.json", "environment.json", "source.json"])
