@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.known import known
-from bilevel.number_formats.number_format import MAX_LEVEL_BITS, NumberFormat, as_float
+from bilevel.number_formats.number_format import (
+    MAX_LEVEL_BITS,
+    NumberFormat,
+    as_float,
+    cast,
+)
+from bilevel.number_formats.recipe import made_by
 from bilevel.number_formats.scaled import scaled
 
 
@@ -36,7 +42,7 @@ def symmetric(bits: int, scale: Any = None) -> NumberFormat:
     """
     _check_bits("symmetric: bits", bits)
     top = 2 ** (bits - 1) - 1
-    made = _integers(f"int{bits}", bits, (-top, top), 0)
+    made = made_by(_integers(f"int{bits}", bits, (-top, top), 0), symmetric, int(bits))
     return made if scale is None else scaled(made, scale)
 
 
@@ -78,7 +84,13 @@ def affine(
                 f"got {zero_point}."
             )
     kind = "affine" if signed else "unsigned"
-    made = _integers(f"{kind}{bits}", bits, ends, zero_point)
+    made = made_by(
+        _integers(f"{kind}{bits}", bits, ends, zero_point),
+        affine,
+        int(bits),
+        zero_point=zero_point,
+        signed=signed,
+    )
     return made if scale is None else scaled(made, scale)
 
 
@@ -107,7 +119,7 @@ def fixed_point(integer_bits: int, fraction_bits: int) -> NumberFormat:
         raise ValueError(f"fixed_point: fraction_bits must be in [-100, 100], got {n}.")
     ends = (-(2 ** (m + n)), 2 ** (m + n) - 1)
     made = scaled(_integers("integers", 1 + m + n, ends, 0), 2.0**-n)
-    return made._replace(name=f"Q{m}.{n}")
+    return made_by(made._replace(name=f"Q{m}.{n}"), fixed_point, m, n)
 
 
 def _check_bits(name: str, bits: int) -> None:
@@ -140,13 +152,12 @@ def _integers(
         return jnp.where(jnp.isnan(found), none, found).astype(jnp.int32).astype(dtype)
 
     def decode(codes: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-        return (codes.astype(jnp.int32) - jnp.asarray(zero_point, jnp.int32)).astype(
-            dtype
-        )
+        whole = codes.astype(jnp.int32) - jnp.asarray(zero_point, jnp.int32)
+        return cast(whole.astype(jnp.promote_types(dtype, jnp.float32)), dtype)
 
     def round_(x: jax.Array) -> jax.Array:
         found = codes_of(x)
-        return (found - jnp.asarray(zero_point, found.dtype)).astype(x.dtype)
+        return cast(found - jnp.asarray(zero_point, found.dtype), x.dtype)
 
     def neighbour(codes: jax.Array, direction: jax.Array) -> jax.Array:
         moved = codes.astype(jnp.int32) + direction

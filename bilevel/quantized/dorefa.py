@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import number_formats
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -16,7 +17,6 @@ from bilevel.quantized.quantizer import (
     unchanged,
     with_slope,
 )
-from bilevel.quantized.scales import largest_or_one
 
 
 def dorefa(bits: int) -> Quantizer:
@@ -52,8 +52,8 @@ def dorefa(bits: int) -> Quantizer:
     def unit(latent: jax.Array) -> jax.Array:
         """Onto [0, 1]."""
         bent = jnp.tanh(latent.astype(jnp.promote_types(latent.dtype, jnp.float32)))
-        largest = largest_or_one(jnp.max(jnp.abs(bent)))
-        return bent / (2 * largest) + 0.5
+        largest = jnp.max(jnp.abs(bent), initial=0.0)
+        return bent / (2 * jnp.where(largest > 0, largest, 1)) + 0.5
 
     def place(latent: jax.Array) -> jax.Array:
         return jnp.round(steps * unit(latent))
@@ -70,12 +70,12 @@ def dorefa(bits: int) -> Quantizer:
 
     def encode(latent: jax.Array, learned: Any) -> Codes:
         del learned
-        one = jnp.ones((), latent.dtype)
-        return Codes(place(latent).astype(jnp.uint8), one, jnp.zeros_like(one))
+        return Codes(place(latent).astype(jnp.uint8))
 
-    return Quantizer(
+    made = Quantizer(
         "dorefa", levels, as_they_are, nothing, quantize, encode, unchanged
     )
+    return made_by(made, dorefa, bits)
 
 
 def dorefa_activation(bits: int) -> Quantizer:
@@ -112,12 +112,12 @@ def dorefa_activation(bits: int) -> Quantizer:
 
     def encode(latent: jax.Array, learned: Any) -> Codes:
         del learned
-        one = jnp.ones((), latent.dtype)
-        return Codes(place(latent).astype(jnp.uint8), one, jnp.zeros_like(one))
+        return Codes(place(latent).astype(jnp.uint8))
 
-    return Quantizer(
+    made = Quantizer(
         "dorefa_activation", levels, as_they_are, nothing, quantize, encode, unchanged
     )
+    return made_by(made, dorefa_activation, bits)
 
 
 def _check(name: str, bits: int, least: int) -> None:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import number_formats
+from bilevel.number_formats.recipe import made_by
+from bilevel.number_formats.scaled import quotient
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -73,7 +75,7 @@ def pact(bits: int, *, clip: float = 6.0) -> Quantizer:
         del at
         wide = latent.astype(learned.clip.dtype)
         s = scale_of(learned, wide.dtype)
-        value = s * levels.round(wide * (1 / s))
+        value = s * levels.round(quotient(wide, s))
         is_inside = (0 <= wide) & (wide < learned.clip)
         moved = with_slope(value, is_inside.astype(wide.dtype), wide)
         is_above = (wide >= learned.clip).astype(wide.dtype)
@@ -82,6 +84,7 @@ def pact(bits: int, *, clip: float = 6.0) -> Quantizer:
     def encode(latent: jax.Array, learned: Clip) -> Codes:
         wide = latent.astype(learned.clip.dtype)
         s = scale_of(learned, wide.dtype)
-        return Codes(levels.encode(wide * (1 / s)), s, jnp.zeros_like(s))
+        return Codes(levels.encode(quotient(wide, s)), s)
 
-    return Quantizer("pact", levels, as_they_are, learn, quantize, encode, unchanged)
+    made = Quantizer("pact", levels, as_they_are, learn, quantize, encode, unchanged)
+    return made_by(made, pact, bits, clip=clip)
