@@ -1,9 +1,12 @@
 """Quantised activations: one function, called in the model."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from bilevel.quantized.quantizer import At, Quantizer, Static, as_latent
+from bilevel.quantized.tree import first_learned
 from bilevel.trees import Tree
 
 
@@ -46,7 +49,7 @@ def activation(
         [1.0, -1.0]
     """
     inputs = as_latent(f"activation: {quantizer.name}", inputs)
-    expected = jax.eval_shape(quantizer.learn, inputs)
+    expected = jax.eval_shape(partial(first_learned, quantizer), inputs)
     if jax.tree.structure(learned) != jax.tree.structure(expected):
         raise ValueError(
             f"activation: {quantizer.name} learns {jax.tree.structure(expected)}, got "

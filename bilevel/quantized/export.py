@@ -167,7 +167,8 @@ def export(
     for own, known_of in ((quantizer, state), *others):
         require_own(own, known_of)
         for path, leaf in chosen_leaves(known_of, latent).items():
-            found[path] = exported(own, path, leaf, known_of.learned[path])
+            found[path] = coded(own, path, leaf, known_of.learned[path])
+            _require_numbers(path, leaf, found[path])
     rest = {
         path_of(path): leaf if _is_key(leaf) else np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(latent)
@@ -176,12 +177,12 @@ def export(
     return Export(found, rest)
 
 
-def exported(own: Quantizer, path: str, leaf: jax.Array, learned: Tree) -> Exported:
-    """One leaf of an export."""
+def coded(own: Quantizer, path: str, leaf: jax.Array, learned: Tree) -> Exported:
+    """One leaf of an export, not yet checked."""
     if known(leaf) is None:
         raise ValueError(f"export: {path} is traced; call it outside of jit.")
     codes = encoded(own, jnp.asarray(leaf), learned)
-    made = Exported(
+    return Exported(
         np.asarray(codes.codes),
         _gathered(codes.scale, codes.codes.shape),
         _gathered(codes.offset, codes.codes.shape),
@@ -190,8 +191,6 @@ def exported(own: Quantizer, path: str, leaf: jax.Array, learned: Tree) -> Expor
         own.number_format.bits,
         jnp.asarray(leaf).dtype,
     )
-    _require_numbers(path, leaf, made)
-    return made
 
 
 def size_of(leaf: Any) -> int:

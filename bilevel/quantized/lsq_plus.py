@@ -56,8 +56,8 @@ def lsq_plus(
         A `Quantizer` that learns a `ScaleAndOffset`.
 
     Raises:
-        ValueError: a format with a scale of its own for each channel, a start that is
-            none.
+        ValueError: a format with a scale of its own for each channel, or of powers of
+            two without a sign; a start that is none.
 
     Source: Bhalgat et al. 2020, arXiv:2004.09576, equations 3 to 8.
 
@@ -73,6 +73,12 @@ def lsq_plus(
     if start not in ("least_squares", "published"):
         raise ValueError(
             f'lsq_plus: start must be "least_squares" or "published", got {start!r}.'
+        )
+
+    if least > 0 and most / least > 2.0**24:
+        raise ValueError(
+            f"lsq_plus: {number_format.name} has levels from {least} to {most} and no "
+            "0, over which no range of numbers can be laid evenly; take integers."
         )
 
     def learn(example: jax.Array) -> ScaleAndOffset:

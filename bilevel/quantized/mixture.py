@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.number_formats.recipe import made_by
-from bilevel.quantized.export import exported, size_of
+from bilevel.quantized.export import coded, size_of
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -196,7 +196,7 @@ def decide(
         A `Decision`.
 
     Raises:
-        ValueError: no choice is as small as that; what `export` refuses.
+        ValueError: no choice is as small as that; traced weights.
 
     Example:
         >>> from bilevel import number_formats
@@ -216,7 +216,7 @@ def decide(
         learned = state.learned[path]
         scores = np.asarray(jax.nn.log_softmax(learned.logits), np.float64)
         each = zip(candidates, learned.parts, strict=True)
-        sizes = [exported(one, path, leaf, part).num_bytes for one, part in each]
+        sizes = [coded(one, path, leaf, part).num_bytes for one, part in each]
         grown = [
             (size + sizes[k], score + scores[k], (*choice, k))
             for size, score, choice in frontier

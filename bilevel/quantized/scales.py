@@ -120,7 +120,7 @@ def least_squares(
     weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
     largest, unit = _sizes(weights, per_channel)
     wide = weights * (1 / unit)  # squares of others may be no numbers of the dtype
-    fill = max_abs(number_format, wide, per_channel=per_channel)
+    fill = jnp.where(largest > 0, largest / unit, 1) / anchor_of(number_format)
     middle = jnp.sqrt(_mean(jnp.square(wide), per_channel))
     middle = jnp.where(middle > 0, middle, 1)
 

@@ -89,7 +89,7 @@ def init(
         channel_axes(weights, quantizer.per_channel, path)
         own = _key_of(key, path)
         latent[path] = quantizer.start(weights, own)
-        learned[path] = quantizer.learn(weights)
+        learned[path] = first_learned(quantizer, weights)
     step = jnp.zeros((), jnp.int32)
     return _replaced(params, latent), State(step, key, learned, owner(quantizer))
 
@@ -123,6 +123,12 @@ def final(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
         return decoded(quantizer.number_format, codes, leaf.dtype)
 
     return _mapped(state, latent, deployed)
+
+
+@partial(jax.jit, static_argnums=0)
+def first_learned(quantizer: Quantizer, weights: jax.Array) -> Tree:
+    """`Quantizer.learn` as one program, compiled once for all weights of a shape."""
+    return quantizer.learn(weights)
 
 
 @partial(jax.jit, static_argnums=0)
