@@ -7,9 +7,9 @@ A network is trained with real weights. Then, for each format, all weights are r
 with one scale for each layer or for each output channel, that of the least squared
 error (`--cfg.scale=full_range`: the one that uses all levels); and the network is
 trained for some epochs more with rounded weights, straight through within the range,
-the scales as they are (quantisation-aware training). The statistics of batch normalisation are
-always those of the rounded weights. The table shows test accuracies in %; a report says
-what the formats do to the weights themselves.
+the scales as they are (quantisation-aware training). The statistics of batch
+normalisation are always those of the rounded weights. The table shows test accuracies
+in %; a report says what the formats do to the weights themselves.
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ from bilevel.number_formats.number_format import (
     NumberFormat,
     as_float,
     cast,
+    whole,
 )
 from bilevel.number_formats.recipe import made_by
 from bilevel.number_formats.scaled import scaled
@@ -40,9 +41,9 @@ def symmetric(bits: int, scale: Any = None) -> NumberFormat:
         >>> int4.round(jnp.array([0.3, -9.0, 0.75])).tolist()
         [0.5, -3.5, 1.0]
     """
-    _check_bits("symmetric: bits", bits)
+    bits = _checked("symmetric: bits", bits)
     top = 2 ** (bits - 1) - 1
-    made = made_by(_integers(f"int{bits}", bits, (-top, top), 0), symmetric, int(bits))
+    made = made_by(_integers(f"int{bits}", bits, (-top, top), 0), symmetric, bits)
     return made if scale is None else scaled(made, scale)
 
 
@@ -73,7 +74,7 @@ def affine(
         >>> uint8.encode(jnp.array([0.0, -2.0, 1.234])).tolist()
         [100, 0, 223]
     """
-    _check_bits("affine: bits", bits)
+    bits = _checked("affine: bits", bits)
     ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     point = known(zero_point)
     if point is not None:
@@ -87,7 +88,7 @@ def affine(
     made = made_by(
         _integers(f"{kind}{bits}", bits, ends, zero_point),
         affine,
-        int(bits),
+        bits,
         zero_point=zero_point,
         signed=signed,
     )
@@ -113,8 +114,9 @@ def fixed_point(integer_bits: int, fraction_bits: int) -> NumberFormat:
         >>> fixed_point(1, 6).range
         (-2.0, 1.984375)
     """
-    m, n = integer_bits, fraction_bits
-    _check_bits("fixed_point: 1 + integer_bits + fraction_bits", 1 + m + n)
+    m = whole("fixed_point: integer_bits", integer_bits)
+    n = whole("fixed_point: fraction_bits", fraction_bits)
+    _checked("fixed_point: 1 + integer_bits + fraction_bits", 1 + m + n)
     if abs(n) > 100:
         raise ValueError(f"fixed_point: fraction_bits must be in [-100, 100], got {n}.")
     ends = (-(2 ** (m + n)), 2 ** (m + n) - 1)
@@ -122,11 +124,13 @@ def fixed_point(integer_bits: int, fraction_bits: int) -> NumberFormat:
     return made_by(made._replace(name=f"Q{m}.{n}"), fixed_point, m, n)
 
 
-def _check_bits(name: str, bits: int) -> None:
-    if not (isinstance(bits, int) and 2 <= bits <= 24):
+def _checked(name: str, bits: Any) -> int:
+    found = whole(name, bits)
+    if not 2 <= found <= 24:
         raise ValueError(
-            f"{name} must lie in [2, 24], got {bits}; of one bit there is binary()."
+            f"{name} must lie in [2, 24], got {found}; of one bit there is binary()."
         )
+    return found
 
 
 def _integers(

@@ -13,6 +13,7 @@ from bilevel.number_formats.number_format import (
     cast,
     code_dtype,
     listed,
+    whole,
 )
 from bilevel.number_formats.recipe import made_by
 
@@ -111,7 +112,9 @@ def minifloat(
         >>> e4m3.round(jnp.array([0.3, 448.0, 470.0, 1e-3])).tolist()
         [0.3125, 448.0, nan, 0.001953125]
     """
-    e, m = exponent_bits, mantissa_bits
+    e = whole("minifloat: exponent_bits", exponent_bits)
+    m = whole("minifloat: mantissa_bits", mantissa_bits)
+    bias = None if bias is None else whole("minifloat: bias", bias)
     own_bias = 2 ** (e - 1) - 1 if bias is None else bias
     _check(e, m, specials, own_bias)
     size, one = 1 << (e + m), 1 << m

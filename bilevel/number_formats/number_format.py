@@ -1,5 +1,6 @@
 """What a number format is: finitely many numbers, each with a code of some bits."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,6 +72,14 @@ def as_float(name: str, x: jax.Array) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name}: expected floats, got {x.dtype} {x.shape}.")
     return x
+
+
+def whole(name: str, value: Any) -> int:
+    """An integer, also one of NumPy, or `ValueError`."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}.") from None
 
 
 def cast(levels: jax.Array, dtype: Any) -> jax.Array:

@@ -18,6 +18,7 @@ from bilevel.number_formats.number_format import (
     cast,
     code_dtype,
     listed,
+    whole,
 )
 from bilevel.number_formats.recipe import made_by
 
@@ -61,7 +62,8 @@ def posit(bits: int, exponent_bits: int) -> NumberFormat:
         >>> posit8.round(jnp.array([0.3, 1e30])).tolist() == [0.3125, 2.0**24]
         True
     """
-    n, es = bits, exponent_bits
+    n = whole("posit: bits", bits)
+    es = whole("posit: exponent_bits", exponent_bits)
     if not 3 <= n <= 24:
         raise ValueError(f"posit: bits must lie in [3, 24], got {n}.")
     if not 0 <= es <= n - 3:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import number_formats
+from bilevel.number_formats.number_format import whole
 from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.quantizer import (
     At,
@@ -43,7 +44,7 @@ def dorefa(bits: int) -> Quantizer:
         >>> [round(float(one), 3) for one in w]
         [0.333, -1.0, 0.333]
     """
-    _check("dorefa", bits, 2)
+    bits = _checked("dorefa", bits, 2)
     steps = 2**bits - 1
     levels = number_formats.codebook(
         2 * np.arange(steps + 1) / steps - 1, f"dorefa{bits}"
@@ -98,7 +99,7 @@ def dorefa_activation(bits: int) -> Quantizer:
         >>> [round(float(one), 3) for one in z]
         [0.333, 1.0]
     """
-    _check("dorefa_activation", bits, 1)
+    bits = _checked("dorefa_activation", bits, 1)
     steps = 2**bits - 1
     levels = number_formats.codebook(np.arange(steps + 1) / steps, f"unit{bits}")
 
@@ -120,6 +121,8 @@ def dorefa_activation(bits: int) -> Quantizer:
     return made_by(made, dorefa_activation, bits)
 
 
-def _check(name: str, bits: int, least: int) -> None:
-    if not (isinstance(bits, int) and least <= bits <= 8):
+def _checked(name: str, bits: int, least: int) -> int:
+    found = whole(f"{name}: bits", bits)
+    if not least <= found <= 8:
         raise ValueError(f"{name}: bits must lie in [{least}, 8], got {bits}.")
+    return found

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import number_formats
+from bilevel.number_formats.number_format import whole
 from bilevel.number_formats.recipe import made_by
 from bilevel.number_formats.scaled import quotient
 from bilevel.quantized.quantizer import (
@@ -54,7 +55,8 @@ def pact(bits: int, *, clip: float = 6.0) -> Quantizer:
         >>> level(jnp.array([0.4, 1.3, 7.0]), jnp.array(3.0)).tolist()
         [0.0, 1.0, 3.0]
     """
-    if not (isinstance(bits, int) and 1 <= bits <= 8):
+    bits = whole("pact: bits", bits)
+    if not 1 <= bits <= 8:
         raise ValueError(f"pact: bits must lie in [1, 8], got {bits}.")
     positive("pact: clip", clip)
     steps = 2**bits - 1

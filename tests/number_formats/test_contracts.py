@@ -189,3 +189,21 @@ def test_q5_formats_pickle(name):
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pickle.dumps(fmt._replace(round=lambda x: x))
     assert description.describe(fmt._replace(round=lambda x: x)) is None
+
+
+def test_p6_integers_of_numpy_are_integers():
+    one, two, four = np.int64(1), np.int32(2), np.uint8(4)
+    makers = [
+        (number_formats.posit, (four, one)),
+        (number_formats.symmetric, (four,)),
+        (number_formats.affine, (four,)),
+        (number_formats.fixed_point, (one, two)),
+        (number_formats.minifloat, (two, one, "finite")),
+    ]
+    for make, args in makers:
+        plain = [one if isinstance(one, str) else int(one) for one in args]
+        made = make(*args)
+        np.testing.assert_array_equal(made.levels(), make(*plain).levels())
+        json.dumps(description.describe(made))
+        with pytest.raises(ValueError, match=r"must be an integer, got 4\.5"):
+            make(4.5, *args[1:])
