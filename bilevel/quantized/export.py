@@ -21,6 +21,8 @@ from bilevel.quantized.tree import (
 )
 from bilevel.trees import Tree
 
+POWERS = np.dtype(jnp.float8_e8m0fnu)
+
 
 class Exported(NamedTuple):
     """Quantised weights, offset + scale decode(codes), as arrays of NumPy.
@@ -28,7 +30,7 @@ class Exported(NamedTuple):
     Attributes:
         codes: integers, of the shape of the weights.
         scale: broadcasts against them, or is one for each block of so many along an
-            axis; None for 1.
+            axis, a byte if they are powers of two; None for 1.
         offset: as the scale; None for 0.
         levels: `[n]`, by code, where they were learned; otherwise the format's.
         number_format: decodes the codes; None where the levels do, as they may in what
@@ -225,6 +227,10 @@ def _gathered(given: Any, shape: tuple[int, ...]) -> np.ndarray | None:
         changes = 1 + np.flatnonzero(np.any(before != after, other))
         block = math.gcd(length, *map(int, changes))
         found = np.take(found, range(0, length, block), axis)
+    # Powers of two need no more than their exponent.
+    is_power = np.all(np.isfinite(found) & (np.frexp(np.abs(found))[0] == 0.5))
+    if is_power and np.all((found >= 2.0**-126) & (found <= 2.0**127)):
+        return found.astype(POWERS)
     return found
 
 
@@ -232,6 +238,8 @@ def _spread(given: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | No
     """An entry for each weight, where there are blocks; others broadcast."""
     if given is None or given.ndim != len(shape):
         return given
+    if given.dtype == POWERS:
+        given = given.astype(np.float32)
     for axis, length in enumerate(shape):
         count = given.shape[axis]
         if count not in (1, length):
@@ -246,7 +254,7 @@ def _require_numbers(path: str, latent: jax.Array, made: Exported) -> None:
             f"export: {path} has {np.sum(~np.isfinite(values))} latent weights that "
             "are not finite, and have no code."
         )
-    scale = np.asarray(1 if made.scale is None else made.scale, np.float64)
+    scale = np.asarray(1 if made.scale is None else made.scale).astype(np.float64)
     if not np.all((scale > 0) & np.isfinite(scale)):
         raise ValueError(
             f"export: the scale of {path} must be positive and finite, got "

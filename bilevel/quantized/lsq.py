@@ -22,7 +22,12 @@ from bilevel.quantized.quantizer import (
     unchanged,
     with_slope,
 )
-from bilevel.quantized.scales import Rule, greatest_positive, least_squares
+from bilevel.quantized.scales import (
+    Rule,
+    greatest_positive,
+    least_squares,
+    require_rule,
+)
 
 
 class LearnedScale(NamedTuple):
@@ -67,7 +72,8 @@ def lsq(
         take a smaller learning rate for it.
 
     Raises:
-        ValueError: a format with a scale of its own for each channel.
+        ValueError: a format with a scale of its own for each channel; a scale that is
+            no rule.
 
     Source: Esser et al. 2020, arXiv:1902.08153, equations 1 to 5.
 
@@ -80,6 +86,7 @@ def lsq(
         [0.5, -1.0, 1.5]
     """
     least, most = ends_of("lsq", number_format)
+    require_rule("lsq", scale)
     top = greatest_positive(number_format)
 
     def learn(weights: jax.Array) -> LearnedScale:

@@ -80,7 +80,8 @@ class Quantizer(NamedTuple):
         per_channel: what has a scale of its own, see `scales`; it is compared with the
             layout of the weights.
         recipe: the call that makes the quantiser again, so that it can be pickled; None
-            where nobody said.
+            where nobody said. Arguments must pickle, too, which schedules of optax do
+            not: they are closures.
     """
 
     name: str

@@ -14,6 +14,7 @@ from bilevel.known import known
 from bilevel.number_formats import NumberFormat, scaled
 from bilevel.number_formats.floats import power_below
 from bilevel.number_formats.number_format import anchor_of
+from bilevel.quantized.blocks import of_blocks as of_blocks
 from bilevel.quantized.channels import Channels, channel_axes
 
 Scale: TypeAlias = float | jax.Array | Callable[[NumberFormat, jax.Array], jax.Array]
@@ -208,6 +209,15 @@ def scale_of(
             f"shape {wide.shape}."
         )
     return own
+
+
+def require_rule(name: str, scale: Any) -> None:
+    """Raises `ValueError` for a scale that does not take `per_channel`."""
+    if not callable(scale) or isinstance(scale, OfChannels):
+        raise ValueError(
+            f"{name}: scale must be a rule of quantized.scales, least_squares say, got "
+            f"{scale!r}; for one for each output channel pass {name}(per_channel=...)."
+        )
 
 
 def require_scale(name: str, scale: Scale | None) -> None:

@@ -104,6 +104,8 @@ class _Source:
 
     def take(self, count: int) -> memoryview:
         """The next ones."""
+        if count > len(self.data):
+            raise ValueError(f"expected {count} bytes more, got {len(self.data)}.")
         found, self.data = self.data[:count], self.data[count:]
         return found
 

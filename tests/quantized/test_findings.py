@@ -175,16 +175,58 @@ def test_q6_scales_of_blocks_are_counted_by_block():
         s = 2.0 ** (jnp.floor(jnp.log2(blocks)) - 2)
         return jnp.broadcast_to(s, (w.shape[0] // 32, 32, w.shape[-1])).reshape(w.shape)
 
-    q = quantized.ste(number_formats.by_name("float4_e2m1fn"), scale=of_blocks)
+    fp4 = number_formats.by_name("float4_e2m1fn")
+    q = quantized.ste(fp4, scale=of_blocks)
     w = jax.random.normal(KEY, (64, 32), jnp.float32)
     latent, state = quantized.init(q, {"kernel": w})
     made = quantized.export(q, state, latent)
     assert made.quantized["kernel"].scale.shape == (2, 32)
-    assert made.num_bytes == 64 * 32 // 2 + 64 * 4
+    assert made.num_bytes == 64 * 32 // 2 + 64  # of powers of two the exponent
     final = quantized.final(q, state, latent)["kernel"]
     np.testing.assert_array_equal(made.params(latent)["kernel"], final)
+    ours = scales.of_blocks(32)(fp4, w)
+    np.testing.assert_array_equal(ours, of_blocks(fp4, w))
+    # What is no power of two stays a float.
+    odd = quantized.ste(fp4, scale=lambda f, w: 0.3 * of_blocks(f, w))
+    latent, state = quantized.init(odd, {"kernel": w})
+    made = quantized.export(odd, state, latent)
+    assert made.num_bytes == 64 * 32 // 2 + 64 * 4
     # One that differs for each weight stays what it is.
     each = quantized.ste(INT4, scale=jnp.arange(1.0, 7.0).reshape(2, 3))
     latent, state = quantized.init(each, {"kernel": jnp.ones((2, 3))})
     scale = quantized.export(each, state, latent).quantized["kernel"].scale
     np.testing.assert_array_equal(scale, np.arange(1.0, 7.0).reshape(2, 3))
+
+
+def test_q6_blocks_are_those_of_microscaling(tmp_path):
+    """The largest of a block: 957 with e4m3fn becomes 896 if the scale is floored."""
+    e4m3 = number_formats.by_name("float8_e4m3fn", saturating=True)
+    fp4 = number_formats.by_name("float4_e2m1fn")
+    for rounding, scale, expected in (("floor", 2.0, 896.0), ("ceil", 4.0, 960.0)):
+        rule = scales.of_blocks(4, axis=0, rounding=rounding)
+        w = jnp.array([957.0, 1.0, 0.0, -3.0], jnp.float32)
+        np.testing.assert_array_equal(rule(e4m3, w), np.full(4, scale))
+        found = quantized.ste(e4m3, scale=rule).quantize(w, (), AT)
+        assert float(found[0]) == expected
+    # By the definitions, over random blocks, and zeros.
+    w = jnp.exp(3 * jax.random.normal(KEY, (8, 6), jnp.float32)).at[:4, 2].set(0.0)
+    for f, top in ((e4m3, 448.0), (fp4, 6.0)):
+        most = np.abs(np.asarray(w, np.float64)).reshape(2, 4, 6).max(1)
+        with np.errstate(divide="ignore"):
+            floor = 2.0 ** (np.floor(np.log2(most)) - np.floor(np.log2(top)))
+            ceil = 2.0 ** np.ceil(np.log2(most / top))
+        for rounding, exact in (("floor", floor), ("ceil", ceil)):
+            exact = np.where(most > 0, exact, 1.0)
+            found = scales.of_blocks(4, 0, rounding)(f, w)
+            np.testing.assert_array_equal(found, np.repeat(exact, 4, 0))
+    q = quantized.ste(fp4, scale=scales.of_blocks(4))
+    latent, state = quantized.init(q, {"kernel": w})
+    made = quantized.export(q, state, latent)
+    assert made.num_bytes == 48 // 2 + 12
+    made.save(tmp_path / "blocks")
+    again = quantized.load_export(tmp_path / "blocks").params(latent)["kernel"]
+    np.testing.assert_array_equal(again, made.params(latent)["kernel"])
+    with pytest.raises(ValueError, match="blocks of 3 do not divide the axis 0"):
+        scales.of_blocks(3)(fp4, w)
+    with pytest.raises(ValueError, match='must be "floor" or "ceil"'):
+        scales.of_blocks(3, rounding="nearest")
