@@ -38,7 +38,7 @@ QUANTIZERS = {
     "dorefa": quantized.dorefa(3),
     "dorefa_activation": quantized.dorefa_activation(2),
     "pact": quantized.pact(3, clip=2.0),
-    # Of the least squared error, the default, is tested once: 97 roundings compile long.
+    # The default start, of least squares, is tested once: 97 roundings compile long.
     "lsq": quantized.lsq(
         number_formats.affine(3), per_channel=True, scale=scales.max_abs
     ),
