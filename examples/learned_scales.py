@@ -104,7 +104,11 @@ def task_of(config: Config, method: str, bits: int) -> Task:
     """The quantiser, and on what its scale learns."""
     levels = number_formats.symmetric(bits)
     if method == "lsq":
-        own = quantized.lsq(levels, per_channel=config.per_channel)
+        own = quantized.lsq(
+            levels,
+            per_channel=config.per_channel,
+            scale=quantized.scales.published_for_lsq,
+        )
         return Task(own, "with the weights")
     # bilevel begins with the least squared error.
     name = "max_abs" if method == "max_abs" else "least_squares"

@@ -5,11 +5,11 @@
 
 A network is trained with real weights. Then, for each format, all weights are rounded,
 with one scale for each layer or for each output channel, that of the least squared
-error (`--cfg.scale=max_abs`: the one that clips nothing); and the network is trained
-for some epochs more with rounded weights, straight through within the range, the scales
-as they are (quantisation-aware training). The statistics of batch normalisation are
-always those of the rounded weights. The table shows test accuracies in %; a report says
-what the formats do to the weights themselves.
+error (`--cfg.scale=full_range`: the one that uses all levels); and the network is
+trained for some epochs more with rounded weights, straight through within the range,
+the scales as they are (quantisation-aware training). The statistics of batch
+normalisation are always those of the rounded weights. The table shows test accuracies
+in %; a report says what the formats do to the weights themselves.
 """
 
 import dataclasses
@@ -58,8 +58,10 @@ class Config:
     num_validation: int = field(0, help="held out of training", minimum=0)
     inputs: Literal["unit", "signed"] = field("signed", help="in [0, 1] or [-1, 1]")
     hidden: tuple[int, ...] = field((64, 64), help="widths")
-    scale: Literal["least_squares", "max_abs"] = field(
-        "least_squares", help="of the levels: least error, or nothing clipped"
+    scale: Literal["least_squares", "max_abs", "full_range"] = field(
+        "least_squares",
+        help="of the levels: least error, or the largest weight where the format is "
+        "finest, or at the end of its range",
     )
     formats: tuple[str, ...] = field(FORMATS, help="by name")
     num_epochs: int = field(20, help="with real weights", minimum=1)

@@ -53,8 +53,8 @@ class Quantization:
         "xnor",
     ] = field("adaste", help="how weights come to levels; none: real weights")
     number_format: str = field("binary", help="of the levels: ternary, int4, ...")
-    scale: Literal["none", "max_abs", "mean_abs", "least_squares"] = field(
-        "none", help="of the levels, from the weights"
+    scale: Literal["none", "max_abs", "full_range", "mean_abs", "least_squares"] = (
+        field("none", help="of the levels, from the weights")
     )
     per_channel: bool = field(False, help="a scale for each output channel")
     start: float = field(
@@ -159,7 +159,9 @@ def quantizer_of(config: Config, num_steps: int) -> quantized.Quantizer | None:
         ),
         "binary_connect": lambda: quantized.binary_connect(levels, scale=scale),
         "clipped_ste": lambda: quantized.clipped_ste(levels, scale=scale),
-        "lsq": lambda: quantized.lsq(levels, per_channel=own.per_channel),
+        "lsq": lambda: quantized.lsq(
+            levels, per_channel=own.per_channel, scale=scales.published_for_lsq
+        ),
         "mirror_descent_softmax": lambda: quantized.mirror_descent_softmax(
             levels, strength
         ),

@@ -8,7 +8,13 @@ import numpy as np
 
 from bilevel.known import known
 from bilevel.number_formats.floats import normal
-from bilevel.number_formats.number_format import NumberFormat, as_float, code_dtype
+from bilevel.number_formats.number_format import (
+    NumberFormat,
+    as_float,
+    cast,
+    code_dtype,
+)
+from bilevel.number_formats.recipe import made_by
 from bilevel.number_formats.scaled import scaled
 
 
@@ -68,7 +74,8 @@ def codebook(levels: Any, name: str = "codebook") -> NumberFormat:
         return code.astype(code_dtype(bits))
 
     def decode(codes: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.asarray(levels, dtype)[codes.astype(jnp.int32)]
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return cast(jnp.asarray(levels, wide), dtype)[codes.astype(jnp.int32)]
 
     def round_(x: jax.Array) -> jax.Array:
         x = as_float(name, x)
@@ -86,7 +93,8 @@ def codebook(levels: Any, name: str = "codebook") -> NumberFormat:
     ends = levels[0], levels[-1]
     if given is not None:
         ends = float(given[0]), float(given[-1])
-    return NumberFormat(name, bits, ends, encode, decode, round_, neighbour, listed)
+    made = NumberFormat(name, bits, ends, encode, decode, round_, neighbour, listed)
+    return made_by(made, codebook, levels, name)
 
 
 def binary(scale: Any = None) -> NumberFormat:
@@ -111,6 +119,7 @@ def binary(scale: Any = None) -> NumberFormat:
         return jnp.where(jnp.isnan(x), x, sign)
 
     made = codebook([-1.0, 1.0], "binary")._replace(encode=encode, round=round_)
+    made = made_by(made, binary)
     return made if scale is None else scaled(made, scale)
 
 
@@ -124,5 +133,5 @@ def ternary(scale: Any = None) -> NumberFormat:
         >>> ternary(2.0).round(jnp.array([1.0, 1.1, -5.0])).tolist()
         [0.0, 2.0, -2.0]
     """
-    made = codebook([-1.0, 0.0, 1.0], "ternary")
+    made = made_by(codebook([-1.0, 0.0, 1.0], "ternary"), ternary)
     return made if scale is None else scaled(made, scale)

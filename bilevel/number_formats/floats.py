@@ -53,6 +53,13 @@ def normal(x: jax.Array) -> jax.Array:
     return join(negative, jnp.where(is_small, least, magnitude), layout)
 
 
+def power_below(x: jax.Array) -> jax.Array:
+    """The greatest power of two up to a magnitude, with its sign; 0 of subnormals."""
+    negative, magnitude, layout = split(x)
+    power = (magnitude >> layout.mantissa) << layout.mantissa
+    return join(negative, power, layout).astype(x.dtype)
+
+
 def quiet_nan(layout: Layout) -> int:
     """The magnitude of the usual NaN."""
     return infinity(layout) + (1 << (layout.mantissa - 1))

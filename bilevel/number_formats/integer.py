@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.known import known
-from bilevel.number_formats.number_format import MAX_LEVEL_BITS, NumberFormat, as_float
+from bilevel.number_formats.number_format import (
+    MAX_LEVEL_BITS,
+    NumberFormat,
+    as_float,
+    cast,
+    whole,
+)
+from bilevel.number_formats.recipe import made_by
 from bilevel.number_formats.scaled import scaled
 
 
@@ -34,9 +41,9 @@ def symmetric(bits: int, scale: Any = None) -> NumberFormat:
         >>> int4.round(jnp.array([0.3, -9.0, 0.75])).tolist()
         [0.5, -3.5, 1.0]
     """
-    _check_bits("symmetric: bits", bits)
+    bits = _checked("symmetric: bits", bits)
     top = 2 ** (bits - 1) - 1
-    made = _integers(f"int{bits}", bits, (-top, top), 0)
+    made = made_by(_integers(f"int{bits}", bits, (-top, top), 0), symmetric, bits)
     return made if scale is None else scaled(made, scale)
 
 
@@ -67,7 +74,7 @@ def affine(
         >>> uint8.encode(jnp.array([0.0, -2.0, 1.234])).tolist()
         [100, 0, 223]
     """
-    _check_bits("affine: bits", bits)
+    bits = _checked("affine: bits", bits)
     ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     point = known(zero_point)
     if point is not None:
@@ -78,7 +85,13 @@ def affine(
                 f"got {zero_point}."
             )
     kind = "affine" if signed else "unsigned"
-    made = _integers(f"{kind}{bits}", bits, ends, zero_point)
+    made = made_by(
+        _integers(f"{kind}{bits}", bits, ends, zero_point),
+        affine,
+        bits,
+        zero_point=zero_point,
+        signed=signed,
+    )
     return made if scale is None else scaled(made, scale)
 
 
@@ -101,20 +114,23 @@ def fixed_point(integer_bits: int, fraction_bits: int) -> NumberFormat:
         >>> fixed_point(1, 6).range
         (-2.0, 1.984375)
     """
-    m, n = integer_bits, fraction_bits
-    _check_bits("fixed_point: 1 + integer_bits + fraction_bits", 1 + m + n)
+    m = whole("fixed_point: integer_bits", integer_bits)
+    n = whole("fixed_point: fraction_bits", fraction_bits)
+    _checked("fixed_point: 1 + integer_bits + fraction_bits", 1 + m + n)
     if abs(n) > 100:
         raise ValueError(f"fixed_point: fraction_bits must be in [-100, 100], got {n}.")
     ends = (-(2 ** (m + n)), 2 ** (m + n) - 1)
     made = scaled(_integers("integers", 1 + m + n, ends, 0), 2.0**-n)
-    return made._replace(name=f"Q{m}.{n}")
+    return made_by(made._replace(name=f"Q{m}.{n}"), fixed_point, m, n)
 
 
-def _check_bits(name: str, bits: int) -> None:
-    if not (isinstance(bits, int) and 2 <= bits <= 24):
+def _checked(name: str, bits: Any) -> int:
+    found = whole(name, bits)
+    if not 2 <= found <= 24:
         raise ValueError(
-            f"{name} must lie in [2, 24], got {bits}; of one bit there is binary()."
+            f"{name} must lie in [2, 24], got {found}; of one bit there is binary()."
         )
+    return found
 
 
 def _integers(
@@ -140,13 +156,12 @@ def _integers(
         return jnp.where(jnp.isnan(found), none, found).astype(jnp.int32).astype(dtype)
 
     def decode(codes: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-        return (codes.astype(jnp.int32) - jnp.asarray(zero_point, jnp.int32)).astype(
-            dtype
-        )
+        whole = codes.astype(jnp.int32) - jnp.asarray(zero_point, jnp.int32)
+        return cast(whole.astype(jnp.promote_types(dtype, jnp.float32)), dtype)
 
     def round_(x: jax.Array) -> jax.Array:
         found = codes_of(x)
-        return (found - jnp.asarray(zero_point, found.dtype)).astype(x.dtype)
+        return cast(found - jnp.asarray(zero_point, found.dtype), x.dtype)
 
     def neighbour(codes: jax.Array, direction: jax.Array) -> jax.Array:
         moved = codes.astype(jnp.int32) + direction

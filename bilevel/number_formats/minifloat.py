@@ -7,11 +7,15 @@ import jax.numpy as jnp
 
 from bilevel.number_formats.floats import infinity, join, layout_of, quiet_nan, split
 from bilevel.number_formats.number_format import (
+    MAX_ANCHOR,
     NumberFormat,
     as_float,
+    cast,
     code_dtype,
     listed,
+    whole,
 )
+from bilevel.number_formats.recipe import made_by
 
 Specials: TypeAlias = Literal["ieee", "fn", "fnuz", "finite"]
 """Which codes are no finite numbers.
@@ -63,7 +67,9 @@ def of_ml_dtypes(which: str, *, saturating: bool = False) -> NumberFormat:
     made = minifloat(
         exponent_bits, mantissa_bits, specials, bias=bias, saturating=saturating
     )
-    return made._replace(name=which)
+    return made_by(
+        made._replace(name=which), of_ml_dtypes, which, saturating=saturating
+    )
 
 
 def minifloat(
@@ -106,7 +112,9 @@ def minifloat(
         >>> e4m3.round(jnp.array([0.3, 448.0, 470.0, 1e-3])).tolist()
         [0.3125, 448.0, nan, 0.001953125]
     """
-    e, m = exponent_bits, mantissa_bits
+    e = whole("minifloat: exponent_bits", exponent_bits)
+    m = whole("minifloat: mantissa_bits", mantissa_bits)
+    bias = None if bias is None else whole("minifloat: bias", bias)
     own_bias = 2 ** (e - 1) - 1 if bias is None else bias
     _check(e, m, specials, own_bias)
     size, one = 1 << (e + m), 1 << m
@@ -158,9 +166,8 @@ def minifloat(
         if specials == "fnuz":
             is_nan = wide == size
             negative = negative & ~is_nan
-        return join(
-            negative, jnp.where(is_nan, quiet_nan(layout), found), layout
-        ).astype(dtype)
+        found = jnp.where(is_nan, quiet_nan(layout), found)
+        return cast(join(negative, found, layout), dtype)
 
     def round_(x: jax.Array) -> jax.Array:
         return decode(encode(x), x.dtype)
@@ -176,7 +183,7 @@ def minifloat(
 
     exponent, mantissa = divmod(greatest, one)
     top = 2.0 ** max(exponent - own_bias, least) * ((exponent > 0) + mantissa / one)
-    return NumberFormat(
+    made = NumberFormat(
         name=name,
         bits=1 + e + m,
         range=(-top, top),
@@ -185,7 +192,9 @@ def minifloat(
         round=round_,
         neighbour=neighbour,
         levels=lambda: listed(name, 1 + e + m, decode),
+        anchor=min(top, MAX_ANCHOR),
     )
+    return made_by(made, minifloat, e, m, specials, bias=bias, saturating=saturating)
 
 
 def _greatest(e: int, m: int, specials: Specials) -> int:

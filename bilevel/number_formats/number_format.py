@@ -1,5 +1,6 @@
 """What a number format is: finitely many numbers, each with a code of some bits."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel.number_formats.recipe import Recipe, reduced
+
 MAX_LEVEL_BITS = 16  # more levels than 65 536 are not listed
+MAX_ANCHOR = 1024.0  # of floats, which are equally fine over many octaves
 
 
 class NumberFormat(NamedTuple):
@@ -29,6 +33,13 @@ class NumberFormat(NamedTuple):
             down (-1), 0 for the same; at the ends of the range the same.
         levels: `() -> float64 [n]` of NumPy, the finite levels, ascending; raises
             `ValueError` for more than 16 bits.
+        anchor: where default scales put the largest weight: the greatest magnitude at
+            which levels are finest relative to their size; what is larger is rounded
+            more coarsely, or clipped. Of integers and codebooks it is the end of the
+            range (None stands for that), of posit<n,es> 2^(2^es), of floats the end or
+            1024, if that is less.
+        recipe: the call that makes the format again, so that it can be pickled; None
+            where nobody said.
     """
 
     name: str
@@ -39,6 +50,20 @@ class NumberFormat(NamedTuple):
     round: Callable[[jax.Array], jax.Array]
     neighbour: Callable[[jax.Array, jax.Array], jax.Array]
     levels: Callable[[], np.ndarray]
+    anchor: Any = None
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The call that makes it: functions that are closures cannot be pickled."""
+        return reduced(self)
+
+
+def anchor_of(number_format: NumberFormat) -> Any:
+    """The anchor, for formats without one of their own the greatest magnitude."""
+    if number_format.anchor is not None:
+        return number_format.anchor
+    least, most = number_format.range
+    return max(abs(least), abs(most))
 
 
 def as_float(name: str, x: jax.Array) -> jax.Array:
@@ -47,6 +72,23 @@ def as_float(name: str, x: jax.Array) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name}: expected floats, got {x.dtype} {x.shape}.")
     return x
+
+
+def whole(name: str, value: Any) -> int:
+    """An integer, also one of NumPy, or `ValueError`."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}.") from None
+
+
+def cast(levels: jax.Array, dtype: Any) -> jax.Array:
+    """Levels in a dtype; one beyond its greatest number becomes that, not infinite."""
+    most = float(jnp.finfo(dtype).max)
+    if most < float(jnp.finfo(levels.dtype).max):
+        near = jnp.clip(levels, -most, most)
+        levels = jnp.where(jnp.isinf(levels), levels, near)
+    return levels.astype(dtype)
 
 
 def code_dtype(bits: int) -> jnp.dtype:

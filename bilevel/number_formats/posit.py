@@ -12,11 +12,15 @@ from bilevel.number_formats.floats import (
     split,
 )
 from bilevel.number_formats.number_format import (
+    MAX_ANCHOR,
     NumberFormat,
     as_float,
+    cast,
     code_dtype,
     listed,
+    whole,
 )
+from bilevel.number_formats.recipe import made_by
 
 
 def posit(bits: int, exponent_bits: int) -> NumberFormat:
@@ -33,7 +37,8 @@ def posit(bits: int, exponent_bits: int) -> NumberFormat:
     patterns is the posit with one bit more between them. Where the exponent is cut off
     that is a geometric mean, so that it is not nearest in value. Nothing but 0 becomes
     0: what is smaller than the least posit becomes it, and what is greater than the
-    greatest becomes that. Infinities and NaN become NaR, which decodes as NaN.
+    greatest becomes that. Infinities and NaN become NaR, which decodes as NaN. In a
+    dtype that lacks the greatest posits, float16 say, they are its greatest number.
 
     Args:
         bits: n, 3 to 24.
@@ -57,7 +62,8 @@ def posit(bits: int, exponent_bits: int) -> NumberFormat:
         >>> posit8.round(jnp.array([0.3, 1e30])).tolist() == [0.3125, 2.0**24]
         True
     """
-    n, es = bits, exponent_bits
+    n = whole("posit: bits", bits)
+    es = whole("posit: exponent_bits", exponent_bits)
     if not 3 <= n <= 24:
         raise ValueError(f"posit: bits must lie in [3, 24], got {n}.")
     if not 0 <= es <= n - 3:
@@ -97,7 +103,7 @@ def posit(bits: int, exponent_bits: int) -> NumberFormat:
         found = power + (layout.bias << layout.mantissa)
         found = jnp.where(magnitude == 0, 0, found)
         found = jnp.where(magnitude >= infinity(layout), quiet_nan(layout), found)
-        return join(negative & (magnitude != 0), found, layout).astype(x.dtype)
+        return cast(join(negative & (magnitude != 0), found, layout), x.dtype)
 
     def decode(codes: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         layout = layout_of(dtype)
@@ -118,7 +124,7 @@ def posit(bits: int, exponent_bits: int) -> NumberFormat:
         found = jnp.where(code == 0, 0, found)
         is_nar = code == nar
         found = jnp.where(is_nar, quiet_nan(layout), found)
-        return join(negative & ~is_nar, found, layout).astype(dtype)
+        return cast(join(negative & ~is_nar, found, layout), dtype)
 
     def neighbour(codes: jax.Array, direction: jax.Array) -> jax.Array:
         code = codes.astype(jnp.int32)
@@ -127,7 +133,7 @@ def posit(bits: int, exponent_bits: int) -> NumberFormat:
         moved = jnp.where(code == nar, -nar, moved)
         return (moved & (2 * nar - 1)).astype(codes.dtype)
 
-    return NumberFormat(
+    made = NumberFormat(
         name=name,
         bits=n,
         range=(-(2.0**top), 2.0**top),
@@ -136,7 +142,9 @@ def posit(bits: int, exponent_bits: int) -> NumberFormat:
         round=round_,
         neighbour=neighbour,
         levels=lambda: listed(name, n, decode),
+        anchor=min(2.0 ** (1 << es), MAX_ANCHOR),
     )
+    return made_by(made, posit, n, es)
 
 
 def _rounded(magnitude: jax.Array, layout: Layout, n: int, es: int) -> jax.Array:

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.number_formats.floats import infinity, join, layout_of, quiet_nan, split
-from bilevel.number_formats.number_format import NumberFormat, as_float, code_dtype
+from bilevel.number_formats.number_format import (
+    MAX_ANCHOR,
+    NumberFormat,
+    as_float,
+    cast,
+    code_dtype,
+)
+from bilevel.number_formats.recipe import made_by
 
 _NAN = 255
 
@@ -45,7 +52,7 @@ def power_of_two() -> NumberFormat:
         least = jnp.ones_like(magnitude) << (layout.mantissa - 1)
         magnitude = jnp.where(exponent == 0, least, magnitude)
         magnitude = jnp.where(codes == _NAN, quiet_nan(layout), magnitude)
-        return join(jnp.zeros_like(magnitude, bool), magnitude, layout).astype(dtype)
+        return cast(join(jnp.zeros_like(magnitude, bool), magnitude, layout), dtype)
 
     def round_(x: jax.Array) -> jax.Array:
         return decode(encode(x), x.dtype)
@@ -54,7 +61,7 @@ def power_of_two() -> NumberFormat:
         moved = jnp.clip(codes.astype(jnp.int32) + direction, 0, 254)
         return jnp.where(codes == _NAN, _NAN, moved).astype(codes.dtype)
 
-    return NumberFormat(
+    made = NumberFormat(
         name=name,
         bits=8,
         range=(2.0**-127, 2.0**127),
@@ -63,4 +70,6 @@ def power_of_two() -> NumberFormat:
         round=round_,
         neighbour=neighbour,
         levels=lambda: 2.0 ** np.arange(-127, 128),
+        anchor=MAX_ANCHOR,
     )
+    return made_by(made, power_of_two)

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.known import known
-from bilevel.number_formats.number_format import NumberFormat, as_float
+from bilevel.number_formats.number_format import NumberFormat, as_float, cast
+from bilevel.number_formats.recipe import made_by
+
+# What is multiplied by the reciprocal of a scale: beyond 2^126 float32 has none that is
+# normal, and XLA on CPU takes subnormals for zero.
+_FAR, _NEAR = 2.0**64, 2.0**-64
 
 
 def scaled(number_format: NumberFormat, scale: Any) -> NumberFormat:
@@ -27,8 +32,9 @@ def scaled(number_format: NumberFormat, scale: Any) -> NumberFormat:
         `[..., n]`, and the ends of the range are arrays.
 
     Raises:
-        ValueError: a scale that is not positive and finite; when they are asked for,
-            levels of a scale that is traced.
+        ValueError: a scale that is not positive and finite, or smaller than the least
+            normal number of float32; when they are asked for, levels of a scale that is
+            traced.
 
     Example:
         >>> from bilevel import number_formats
@@ -36,27 +42,30 @@ def scaled(number_format: NumberFormat, scale: Any) -> NumberFormat:
         >>> half.round(jnp.array([0.26, -7.1])).tolist()
         [0.265625, -7.0]
     """
-    _require_scale(number_format.name, scale)
+    given = known(scale)
+    _require_scale(number_format.name, given)
     name = f"{number_format.name}*scale"
 
-    def quotient(x: jax.Array) -> jax.Array:
+    def units(x: jax.Array) -> jax.Array:
         wide = jnp.promote_types(as_float(name, x).dtype, jnp.float32)
-        return jnp.asarray(x, wide) * (1 / jnp.asarray(scale, wide))
+        if given is not None and np.any(given > float(jnp.finfo(wide).max)):
+            raise ValueError(f"{name}: the scale {_told(given)} is beyond {wide}.")
+        return quotient(jnp.asarray(x, wide), jnp.asarray(scale, wide))
 
     def encode(x: jax.Array) -> jax.Array:
-        return number_format.encode(quotient(x))
+        return number_format.encode(units(x))
 
     def decode(codes: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
         wide = jnp.promote_types(dtype, jnp.float32)
         level = number_format.decode(codes, wide)
-        return (jnp.asarray(scale, wide) * level).astype(dtype)
+        return times(jnp.asarray(scale, wide), level, dtype)
 
     def round_(x: jax.Array) -> jax.Array:
-        level = number_format.round(quotient(x))
-        return (jnp.asarray(scale, level.dtype) * level).astype(jnp.asarray(x).dtype)
+        level = number_format.round(units(x))
+        own = jnp.asarray(scale, level.dtype)
+        return times(own, level, jnp.asarray(x).dtype)
 
     def levels() -> np.ndarray:
-        given = known(scale)
         if given is None:
             raise ValueError(
                 f"{name}: the scale is traced, and its levels not known yet; ask the "
@@ -64,24 +73,39 @@ def scaled(number_format: NumberFormat, scale: Any) -> NumberFormat:
             )
         return given.astype(np.float64)[..., None] * number_format.levels()
 
-    given = known(scale)
     if given is None:
         ends = [jnp.asarray(scale) * end for end in number_format.range]
     else:
         ends = [given.astype(np.float64) * end for end in number_format.range]
         ends = [float(end) if end.ndim == 0 else end for end in ends]
-    return number_format._replace(
+    anchor = number_format.anchor
+    made = number_format._replace(
         name=name,
         range=(ends[0], ends[1]),
         encode=encode,
         decode=decode,
         round=round_,
         levels=levels,
+        anchor=None if anchor is None else scale * anchor,
     )
+    return made_by(made, scaled, number_format, scale)
 
 
-def _require_scale(name: str, scale: Any) -> None:
-    given = known(scale)
+def quotient(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x / s as the product x (1 / s), for every normal s: a far one in two steps."""
+    unit = jnp.where(scale > _FAR, _NEAR, 1).astype(scale.dtype)
+    return (x * unit) * (1 / (scale * unit))
+
+
+def times(scale: jax.Array, level: jax.Array, dtype: Any) -> jax.Array:
+    """s times a level, in a dtype; beyond its greatest number it is that."""
+    most = float(jnp.finfo(level.dtype).max)
+    product = scale * level
+    found = jnp.where(jnp.isinf(level), product, jnp.clip(product, -most, most))
+    return cast(found, dtype)
+
+
+def _require_scale(name: str, given: np.ndarray | None) -> None:
     if given is None:
         return
     # XLA on CPU takes subnormals for zero.

@@ -2,6 +2,7 @@
 
     init, apply, project, advance, final, export      on a tree of parameters
     activation                                        in a model
+    Export.save, load_export                          to a file and back
 
 Argmins, pulled back by the core's nudged rule or in the dual: `adaste`,
 `tanh_projection`, `softmax_projection`, `mirror_descent_tanh`,
@@ -63,6 +64,7 @@ from bilevel.quantized.softmax_projection import (
     softmax_projection as softmax_projection,
 )
 from bilevel.quantized.ste import ste as ste
+from bilevel.quantized.stored import load_export as load_export
 from bilevel.quantized.swish_sign import swish_sign as swish_sign
 from bilevel.quantized.tanh_projection import tanh_projection as tanh_projection
 from bilevel.quantized.tree import State as State
@@ -110,6 +112,7 @@ __all__ = [
     "labels",
     "learned_levels",
     "learned_scale",
+    "load_export",
     "lsq",
     "lsq_plus",
     "mirror_descent_softmax",

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.adaste_as_released import as_released_rule
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.levels import Levels, levels_of
@@ -126,12 +127,23 @@ def adaste(
     def rule(u: jax.Array, at: At) -> jax.Array:
         return weights(u, value_at(rho, at.step).astype(u.dtype))
 
-    return elementwise(
+    made = elementwise(
         "adaste_as_released" if as_released else "adaste",
         number_format,
         rule,
         scale,
         encode=lambda u: number_format.encode(levels.nearest(u)),
+    )
+    return made_by(
+        made,
+        adaste,
+        number_format,
+        rho,
+        alpha=alpha,
+        floor=floor,
+        centred=centred,
+        scale=scale,
+        as_released=as_released,
     )
 
 

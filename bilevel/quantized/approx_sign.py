@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import number_formats
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.quantizer import At, Quantizer, with_slope
 from bilevel.quantized.scales import Scale
@@ -35,4 +36,5 @@ def approx_sign(*, scale: Scale | None = None) -> Quantizer:
         del at
         return with_slope(sign.round(u), jnp.maximum(2 - 2 * jnp.abs(u), 0), u)
 
-    return elementwise("approx_sign", sign, rule, scale)
+    made = elementwise("approx_sign", sign, rule, scale)
+    return made_by(made, approx_sign, scale=scale)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import number_formats
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.binary_connect import require_key
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.quantizer import At, Quantizer, positive, with_slope
@@ -63,7 +64,8 @@ def bayesbinn(temperature: float = 1e-10, *, start: float = 10.0) -> Quantizer:
         del key
         return start * sign.round(weights)
 
-    return elementwise("bayesbinn", sign, rule, None, start=first)
+    made = elementwise("bayesbinn", sign, rule, None, start=first)
+    return made_by(made, bayesbinn, temperature, start=start)
 
 
 def bayesbinn_updates(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from bilevel import number_formats
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.quantizer import At, Quantizer, rounded, with_slope
 from bilevel.quantized.scales import Scale
@@ -53,12 +54,15 @@ def binary_connect(
             value = rounded(own, u)
         return with_slope(value, 1.0, u)
 
-    return elementwise(
+    made = elementwise(
         "binary_connect",
         own,
         rule,
         scale,
         project=lambda u, at: jnp.clip(u, least, greatest),
+    )
+    return made_by(
+        made, binary_connect, number_format, stochastic=stochastic, scale=scale
     )
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import number_formats
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.quantizer import Quantizer
 from bilevel.trees import Tree
@@ -26,13 +27,14 @@ def bop() -> Quantizer:
         [1.0, -1.0]
     """
     sign = number_formats.binary()
-    return elementwise(
+    made = elementwise(
         "bop",
         sign,
         lambda u, at: u,
         None,
         start=lambda weights, key: sign.round(weights),
     )
+    return made_by(made, bop)
 
 
 class Flips(NamedTuple):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.levels import ends_of
 from bilevel.quantized.quantizer import (
@@ -50,4 +51,5 @@ def clipped_ste(
         slope = is_within(u, *ends).astype(u.dtype)
         return with_slope(rounded(number_format, jnp.clip(u, *ends)), slope, u)
 
-    return elementwise("clipped_ste", number_format, rule, scale)
+    made = elementwise("clipped_ste", number_format, rule, scale)
+    return made_by(made, clipped_ste, number_format, scale=scale)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import number_formats
+from bilevel.number_formats.number_format import whole
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -16,7 +18,6 @@ from bilevel.quantized.quantizer import (
     unchanged,
     with_slope,
 )
-from bilevel.quantized.scales import largest_or_one
 
 
 def dorefa(bits: int) -> Quantizer:
@@ -43,7 +44,7 @@ def dorefa(bits: int) -> Quantizer:
         >>> [round(float(one), 3) for one in w]
         [0.333, -1.0, 0.333]
     """
-    _check("dorefa", bits, 2)
+    bits = _checked("dorefa", bits, 2)
     steps = 2**bits - 1
     levels = number_formats.codebook(
         2 * np.arange(steps + 1) / steps - 1, f"dorefa{bits}"
@@ -52,8 +53,8 @@ def dorefa(bits: int) -> Quantizer:
     def unit(latent: jax.Array) -> jax.Array:
         """Onto [0, 1]."""
         bent = jnp.tanh(latent.astype(jnp.promote_types(latent.dtype, jnp.float32)))
-        largest = largest_or_one(jnp.max(jnp.abs(bent)))
-        return bent / (2 * largest) + 0.5
+        largest = jnp.max(jnp.abs(bent), initial=0.0)
+        return bent / (2 * jnp.where(largest > 0, largest, 1)) + 0.5
 
     def place(latent: jax.Array) -> jax.Array:
         return jnp.round(steps * unit(latent))
@@ -70,12 +71,12 @@ def dorefa(bits: int) -> Quantizer:
 
     def encode(latent: jax.Array, learned: Any) -> Codes:
         del learned
-        one = jnp.ones((), latent.dtype)
-        return Codes(place(latent).astype(jnp.uint8), one, jnp.zeros_like(one))
+        return Codes(place(latent).astype(jnp.uint8))
 
-    return Quantizer(
+    made = Quantizer(
         "dorefa", levels, as_they_are, nothing, quantize, encode, unchanged
     )
+    return made_by(made, dorefa, bits)
 
 
 def dorefa_activation(bits: int) -> Quantizer:
@@ -98,7 +99,7 @@ def dorefa_activation(bits: int) -> Quantizer:
         >>> [round(float(one), 3) for one in z]
         [0.333, 1.0]
     """
-    _check("dorefa_activation", bits, 1)
+    bits = _checked("dorefa_activation", bits, 1)
     steps = 2**bits - 1
     levels = number_formats.codebook(np.arange(steps + 1) / steps, f"unit{bits}")
 
@@ -112,14 +113,16 @@ def dorefa_activation(bits: int) -> Quantizer:
 
     def encode(latent: jax.Array, learned: Any) -> Codes:
         del learned
-        one = jnp.ones((), latent.dtype)
-        return Codes(place(latent).astype(jnp.uint8), one, jnp.zeros_like(one))
+        return Codes(place(latent).astype(jnp.uint8))
 
-    return Quantizer(
+    made = Quantizer(
         "dorefa_activation", levels, as_they_are, nothing, quantize, encode, unchanged
     )
+    return made_by(made, dorefa_activation, bits)
 
 
-def _check(name: str, bits: int, least: int) -> None:
-    if not (isinstance(bits, int) and least <= bits <= 8):
+def _checked(name: str, bits: int, least: int) -> int:
+    found = whole(f"{name}: bits", bits)
+    if not least <= found <= 8:
         raise ValueError(f"{name}: bits must lie in [{least}, 8], got {bits}.")
+    return found

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.scaled import quotient
 from bilevel.quantized.levels import ends_of
 from bilevel.quantized.quantizer import At, Codes, Quantizer, as_they_are, nothing
-from bilevel.quantized.scales import Scale, require_scale, scale_of
+from bilevel.quantized.scales import Scale, channels_of, require_scale, scale_of
 
 Rule = Callable[[jax.Array, At], jax.Array]
 """`(u, at) -> w`, both in units of the scale."""
@@ -46,7 +46,7 @@ def elementwise(
     def within(function: Rule, latent: jax.Array, at: At) -> jax.Array:
         own = own_scale(latent)
         wide = latent.astype(own.dtype)
-        return (own * function(wide * (1 / own), at)).astype(latent.dtype)
+        return (own * function(quotient(wide, own), at)).astype(latent.dtype)
 
     def quantize(latent: jax.Array, learned: Any, at: At) -> jax.Array:
         del learned
@@ -55,12 +55,21 @@ def elementwise(
     def encoded(latent: jax.Array, learned: Any) -> Codes:
         del learned
         own = own_scale(latent)
-        codes = to_codes(latent.astype(own.dtype) * (1 / own))
-        return Codes(codes, own, jnp.zeros_like(own))
+        codes = to_codes(quotient(latent.astype(own.dtype), own))
+        return Codes(codes, None if scale is None else own)
 
     def projected(latent: jax.Array, at: At) -> jax.Array:
         if project is None:
             return latent
         return within(project, latent, at)
 
-    return Quantizer(name, number_format, start, nothing, quantize, encoded, projected)
+    return Quantizer(
+        name,
+        number_format,
+        start,
+        nothing,
+        quantize,
+        encoded,
+        projected,
+        channels_of(scale),
+    )

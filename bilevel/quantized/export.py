@@ -1,5 +1,7 @@
 """What is deployed: integers and scales, and their size."""
 
+import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +17,11 @@ from bilevel.quantized.tree import (
     decoded,
     encoded,
     path_of,
+    require_own,
 )
 from bilevel.trees import Tree
+
+POWERS = np.dtype(jnp.float8_e8m0fnu)
 
 
 class Exported(NamedTuple):
@@ -24,38 +29,46 @@ class Exported(NamedTuple):
 
     Attributes:
         codes: integers, of the shape of the weights.
-        scale: broadcasts against them.
-        offset: broadcasts against them.
+        scale: broadcasts against them, or is one for each block of so many along an
+            axis, a byte if they are powers of two; None for 1.
+        offset: as the scale; None for 0.
         levels: `[n]`, by code, where they were learned; otherwise the format's.
-        number_format: decodes the codes.
+        number_format: decodes the codes; None where the levels do, as they may in what
+            was loaded.
+        bits: of a code.
         dtype: of the weights.
     """
 
     codes: np.ndarray
-    scale: np.ndarray
-    offset: np.ndarray
+    scale: np.ndarray | None
+    offset: np.ndarray | None
     levels: np.ndarray | None
-    number_format: NumberFormat
+    number_format: NumberFormat | None
+    bits: int
     dtype: Any
 
     def decode(self) -> jax.Array:
         """The weights, bit by bit those of `quantized.final`."""
-        codes = Codes(
-            jnp.asarray(self.codes),
-            jnp.asarray(self.scale),
-            jnp.asarray(self.offset),
-            None if self.levels is None else jnp.asarray(self.levels),
-        )
+        shape = self.codes.shape
+        parts = (_spread(self.scale, shape), _spread(self.offset, shape), self.levels)
+        given = [None if one is None else jnp.asarray(one) for one in parts]
+        codes = Codes(jnp.asarray(self.codes), *given)
         return decoded(self.number_format, codes, self.dtype)
 
     @property
     def num_bits(self) -> int:
-        """Codes packed without gaps, scale, offset (if there is one) and levels."""
-        extras = [self.levels]
-        extras += [self.scale] if np.any(self.scale != 1) else []
-        extras += [self.offset] if np.any(self.offset) else []
-        floats = sum(x.size * x.dtype.itemsize for x in extras if x is not None)
-        return self.codes.size * self.number_format.bits + 8 * floats
+        """Codes packed without gaps, scale, offset and levels."""
+        return self.codes.size * self.bits + 8 * self._num_float_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """As `num_bits`, the codes up to a whole byte: what `Export.save` writes."""
+        return -(-self.codes.size * self.bits // 8) + self._num_float_bytes
+
+    @property
+    def _num_float_bytes(self) -> int:
+        floats = (self.scale, self.offset, self.levels)
+        return sum(one.nbytes for one in floats if one is not None)
 
 
 class Export(NamedTuple):
@@ -72,8 +85,22 @@ class Export(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Size of all, codes packed."""
-        bits = sum(x.num_bits for x in self.quantized.values())
-        return -(-bits // 8) + _size_of(self.rest)
+        own = sum(x.num_bytes for x in self.quantized.values())
+        return own + sum(size_of(leaf) for leaf in self.rest.values())
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to one file, for `load_export`; see there what it holds.
+
+        Args:
+            path: of the file; one that is there is replaced once the new one is whole.
+
+        Raises:
+            ValueError: a format of your own of more than 8 bits, whose decoder cannot
+                be written down.
+        """
+        from bilevel.quantized.stored import save  # which makes an Export
+
+        save(self, Path(path))
 
     def params(self, like: Tree) -> Tree:
         """The weights in a tree, for inference.
@@ -98,12 +125,12 @@ class Export(NamedTuple):
     def __str__(self) -> str:
         """A line for each quantised leaf, and the sizes."""
         lines = [
-            f"{path}: {x.codes.shape} {x.number_format.name}, scales: {x.scale.size}, "
-            f"{x.num_bits / 8:.0f} bytes"
+            f"{path}: {x.codes.shape} {_name_of(x)}, scales: "
+            f"{0 if x.scale is None else x.scale.size}, {x.num_bytes} bytes"
             for path, x in self.quantized.items()
         ]
         total = sum(x.codes.size for x in self.quantized.values())
-        floats = 4 * total + _size_of(self.rest)
+        floats = 4 * total + sum(size_of(leaf) for leaf in self.rest.values())
         lines.append(f"{self.num_bytes} bytes; {floats} with float32 weights")
         return "\n".join(lines)
 
@@ -127,7 +154,7 @@ def export(
 
     Raises:
         ValueError: latent weights or scales that are not finite; a scale that is not
-            positive; traced values.
+            positive; traced values; the state of another quantiser.
 
     Example:
         >>> from bilevel import number_formats
@@ -140,8 +167,10 @@ def export(
     """
     found = {}
     for own, known_of in ((quantizer, state), *others):
+        require_own(own, known_of)
         for path, leaf in chosen_leaves(known_of, latent).items():
-            found[path] = _exported(own, path, leaf, known_of.learned[path])
+            found[path] = coded(own, path, leaf, known_of.learned[path])
+            _require_numbers(path, leaf, found[path])
     rest = {
         path_of(path): leaf if _is_key(leaf) else np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(latent)
@@ -150,29 +179,72 @@ def export(
     return Export(found, rest)
 
 
-def _exported(own: Quantizer, path: str, leaf: jax.Array, learned: Tree) -> Exported:
+def coded(own: Quantizer, path: str, leaf: jax.Array, learned: Tree) -> Exported:
+    """One leaf of an export, not yet checked."""
     if known(leaf) is None:
         raise ValueError(f"export: {path} is traced; call it outside of jit.")
     codes = encoded(own, jnp.asarray(leaf), learned)
-    made = Exported(
+    return Exported(
         np.asarray(codes.codes),
-        np.asarray(codes.scale),
-        np.asarray(codes.offset),
+        _gathered(codes.scale, codes.codes.shape),
+        _gathered(codes.offset, codes.codes.shape),
         None if codes.levels is None else np.asarray(codes.levels),
         own.number_format,
+        own.number_format.bits,
         jnp.asarray(leaf).dtype,
     )
-    _require_numbers(path, leaf, made)
-    return made
+
+
+def size_of(leaf: Any) -> int:
+    """In bytes; keys, which inference has no use for, are not counted."""
+    if _is_key(leaf):
+        return 0
+    return int(np.prod(jnp.shape(leaf))) * jnp.result_type(leaf).itemsize
 
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
-def _size_of(rest: dict[str, Any]) -> int:
-    """In bytes; keys, which inference has no use for, are not counted."""
-    return sum(x.nbytes for x in rest.values() if isinstance(x, np.ndarray))
+def _name_of(made: Exported) -> str:
+    if made.number_format is None:
+        return f"levels of {made.bits} bits"
+    return made.number_format.name
+
+
+def _gathered(given: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """One entry for each block, where a scale was spread over the weights."""
+    if given is None:
+        return None
+    found = np.asarray(given)
+    if found.shape != shape or found.size <= 1:
+        return found
+    for axis, length in enumerate(shape):
+        before, after = (
+            np.take(found, range(start, length - 1 + start), axis) for start in (0, 1)
+        )
+        other = tuple(k for k in range(found.ndim) if k != axis)
+        changes = 1 + np.flatnonzero(np.any(before != after, other))
+        block = math.gcd(length, *map(int, changes))
+        found = np.take(found, range(0, length, block), axis)
+    # Powers of two need no more than their exponent.
+    is_power = np.all(np.isfinite(found) & (np.frexp(np.abs(found))[0] == 0.5))
+    if is_power and np.all((found >= 2.0**-126) & (found <= 2.0**127)):
+        return found.astype(POWERS)
+    return found
+
+
+def _spread(given: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """An entry for each weight, where there are blocks; others broadcast."""
+    if given is None or given.ndim != len(shape):
+        return given
+    if given.dtype == POWERS:
+        given = given.astype(np.float32)
+    for axis, length in enumerate(shape):
+        count = given.shape[axis]
+        if count not in (1, length):
+            given = np.repeat(given, length // count, axis)
+    return given
 
 
 def _require_numbers(path: str, latent: jax.Array, made: Exported) -> None:
@@ -182,7 +254,7 @@ def _require_numbers(path: str, latent: jax.Array, made: Exported) -> None:
             f"export: {path} has {np.sum(~np.isfinite(values))} latent weights that "
             "are not finite, and have no code."
         )
-    scale = made.scale.astype(np.float64)
+    scale = np.asarray(1 if made.scale is None else made.scale).astype(np.float64)
     if not np.all((scale > 0) & np.isfinite(scale)):
         raise ValueError(
             f"export: the scale of {path} must be positive and finite, got "
@@ -193,6 +265,6 @@ def _require_numbers(path: str, latent: jax.Array, made: Exported) -> None:
     if not np.all(np.isfinite(weights)):
         raise ValueError(
             f"export: {np.sum(~np.isfinite(weights))} weights of {path} are not "
-            f"finite: {made.number_format.name} has no level for them (take "
+            f"finite: {_name_of(made)} has no level for them (take "
             "saturating=True, or a larger scale), or a learned offset or level is none."
         )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.levels import levels_of
 from bilevel.quantized.quantizer import (
     At,
@@ -15,7 +16,12 @@ from bilevel.quantized.quantizer import (
     as_they_are,
     unchanged,
 )
-from bilevel.quantized.scales import Scale, max_abs, require_scale, scale_of
+from bilevel.quantized.scales import (
+    Scale,
+    least_squares,
+    require_scale,
+    scale_of,
+)
 
 
 class Codebook(NamedTuple):
@@ -28,7 +34,9 @@ class Codebook(NamedTuple):
     levels: jax.Array
 
 
-def learned_levels(number_format: NumberFormat, scale: Scale = max_abs) -> Quantizer:
+def learned_levels(
+    number_format: NumberFormat, scale: Scale = least_squares
+) -> Quantizer:
     """w = the level nearest to x; backward dx = dw, d level_k = sum of dw at level k.
 
     The latter is exact but for the boundaries, which move with the levels and have no
@@ -86,11 +94,10 @@ def learned_levels(number_format: NumberFormat, scale: Scale = max_abs) -> Quant
         return also_slope(level.astype(latent.dtype), 1.0, latent)
 
     def encode(latent: jax.Array, learned: Codebook) -> Codes:
-        one = jnp.ones((), learned.levels.dtype)
         codes = place(latent, learned.levels).astype(jnp.uint8)
-        return Codes(codes, one, jnp.zeros_like(one), learned.levels)
+        return Codes(codes, levels=learned.levels)
 
-    return Quantizer(
+    made = Quantizer(
         "learned_levels",
         number_format,
         as_they_are,
@@ -99,3 +106,4 @@ def learned_levels(number_format: NumberFormat, scale: Scale = max_abs) -> Quant
         encode,
         unchanged,
     )
+    return made_by(made, learned_levels, number_format, scale=scale)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
+from bilevel.number_formats.scaled import quotient
 from bilevel.quantized.levels import ends_of
 from bilevel.quantized.lsq import scaled_round
 from bilevel.quantized.quantizer import (
@@ -15,7 +17,13 @@ from bilevel.quantized.quantizer import (
     as_they_are,
     unchanged,
 )
-from bilevel.quantized.scales import Scale, max_abs, require_scale, scale_of
+from bilevel.quantized.scales import (
+    Scale,
+    channels_of,
+    least_squares,
+    require_scale,
+    scale_of,
+)
 
 
 class LogScale(NamedTuple):
@@ -28,7 +36,9 @@ class LogScale(NamedTuple):
     log_scale: jax.Array
 
 
-def learned_scale(number_format: NumberFormat, scale: Scale = max_abs) -> Quantizer:
+def learned_scale(
+    number_format: NumberFormat, scale: Scale = least_squares
+) -> Quantizer:
     """w = s round(clip(x / s)), s = exp(log_scale), with the derivatives of `lsq`.
 
     For true bilevel quantisation: latent weights are the inner variable, trained on the
@@ -42,8 +52,8 @@ def learned_scale(number_format: NumberFormat, scale: Scale = max_abs) -> Quanti
 
     Args:
         number_format: any, without scale.
-        scale: at first, from the weights, see `scales`; `of_channels(max_abs)` for one
-            for each output channel.
+        scale: at first, from the weights, see `scales`; `of_channels(least_squares)`
+            for one for each output channel.
 
     Returns:
         A `Quantizer` that learns a `LogScale`.
@@ -55,7 +65,8 @@ def learned_scale(number_format: NumberFormat, scale: Scale = max_abs) -> Quanti
 
     Example:
         >>> from bilevel import number_formats
-        >>> q = learned_scale(number_formats.symmetric(3))
+        >>> from bilevel.quantized import scales
+        >>> q = learned_scale(number_formats.symmetric(3), scales.max_abs)
         >>> learned = q.learn(jnp.array([0.3, -1.5]))
         >>> round(float(jnp.exp(learned.log_scale)), 3)
         0.5
@@ -73,9 +84,17 @@ def learned_scale(number_format: NumberFormat, scale: Scale = max_abs) -> Quanti
 
     def encode(latent: jax.Array, learned: LogScale) -> Codes:
         s = jnp.exp(learned.log_scale)
-        u = jnp.clip(latent.astype(s.dtype) * (1 / s), *ends)
-        return Codes(number_format.encode(u), s, jnp.zeros_like(s))
+        u = jnp.clip(quotient(latent.astype(s.dtype), s), *ends)
+        return Codes(number_format.encode(u), s)
 
-    return Quantizer(
-        "learned_scale", number_format, as_they_are, learn, quantize, encode, unchanged
+    made = Quantizer(
+        "learned_scale",
+        number_format,
+        as_they_are,
+        learn,
+        quantize,
+        encode,
+        unchanged,
+        channels_of(scale),
     )
+    return made_by(made, learned_scale, number_format, scale=scale)

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
+from bilevel.number_formats.scaled import quotient
+from bilevel.quantized.channels import Channels
 from bilevel.quantized.levels import ends_of
 from bilevel.quantized.quantizer import (
     At,
@@ -19,7 +22,12 @@ from bilevel.quantized.quantizer import (
     unchanged,
     with_slope,
 )
-from bilevel.quantized.scales import channel_axes, greatest, largest_or_one
+from bilevel.quantized.scales import (
+    Rule,
+    greatest_positive,
+    least_squares,
+    require_rule,
+)
 
 
 class LearnedScale(NamedTuple):
@@ -35,32 +43,37 @@ class LearnedScale(NamedTuple):
 def lsq(
     number_format: NumberFormat,
     *,
-    per_channel: bool = False,
+    per_channel: Channels = False,
     scale_gradient: bool = True,
+    scale: Rule = least_squares,
 ) -> Quantizer:
     """w = s round(clip(x / s, -Qn, Qp)), where s is learned by its gradient.
 
         dx = dw 1[-Qn <= x / s <= Qp]
         ds = f sum dw (round(x / s) - x / s)   inside,   -Qn or Qp outside
 
-    with f = 1 / sqrt(N Qp), N the number of weights of the scale. It is the single-
-    level case of learning a scale: s follows the training loss along with the weights.
-    The bilevel one takes `quantized.learned_scale` and the validation loss.
+    with f = 1 / sqrt(N Qp), N the number of weights of the scale, and Qp the greatest
+    level of integers, the anchor of other formats. It is the single-level case of
+    learning a scale: s follows the training loss along with the weights. The bilevel
+    one takes `quantized.learned_scale` and the validation loss.
 
     Args:
         number_format: published: `affine(k)` for weights, `affine(k, signed=False)` for
             activations behind a relu; here any, without scale.
-        per_channel: a scale for each output channel, the last axis.
-        scale_gradient: multiply ds by f, as published. N counts all numbers, those of
-            a batch of activations, too, where the paper has the features alone.
+        per_channel: a scale for each output channel, see `quantized.scales.Channels`.
+        scale_gradient: multiply ds by f, as published. Of activations N counts the
+            features, not the examples: `activation` knows which axis those are.
+        scale: the one at first, of the weights, or of an example of the activations: a
+            rule of `quantized.scales`. Published: `scales.published_for_lsq`, which is
+            12 dB coarser for 8 bits.
 
     Returns:
-        A `Quantizer` that learns a `LearnedScale`, at first 2 mean |x| / sqrt(Qp) of
-        the weights, or of an example of the activations. An s that is not positive
-        gives NaN: take a smaller learning rate for it.
+        A `Quantizer` that learns a `LearnedScale`. An s that is not positive gives NaN:
+        take a smaller learning rate for it.
 
     Raises:
-        ValueError: a format with a scale of its own for each channel.
+        ValueError: a format with a scale of its own for each channel; a scale that is
+            no rule.
 
     Source: Esser et al. 2020, arXiv:1902.08153, equations 1 to 5.
 
@@ -73,29 +86,44 @@ def lsq(
         [0.5, -1.0, 1.5]
     """
     least, most = ends_of("lsq", number_format)
+    require_rule("lsq", scale)
     top = greatest_positive(number_format)
 
     def learn(weights: jax.Array) -> LearnedScale:
-        axes = channel_axes(weights, per_channel)
-        size = jnp.mean(jnp.abs(weights), axes, keepdims=per_channel)
-        wide = jnp.promote_types(weights.dtype, jnp.float32)
-        return LearnedScale(largest_or_one(2 * size.astype(wide) / math.sqrt(top)))
+        wide = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+        return LearnedScale(scale(number_format, wide, per_channel=per_channel))
 
     def quantize(latent: jax.Array, learned: LearnedScale, at: At) -> jax.Array:
-        del at
         s = learned.scale
         factor = 1.0
         if scale_gradient:
-            factor = 1 / math.sqrt(latent.size / s.size * top)
+            examples = math.prod(latent.shape[: at.batch_axes.value])
+            number = latent.size / max(s.size * examples, 1)
+            factor = 1 / math.sqrt(max(number, 1) * top)
         return scaled_round(number_format, latent, s, (least, most), factor)
 
     def encode(latent: jax.Array, learned: LearnedScale) -> Codes:
         s = only_positive(learned.scale)
-        u = jnp.clip(latent.astype(s.dtype) * (1 / s), least, most)
-        return Codes(number_format.encode(u), s, jnp.zeros_like(s))
+        u = jnp.clip(quotient(latent.astype(s.dtype), s), least, most)
+        return Codes(number_format.encode(u), s)
 
-    return Quantizer(
-        "lsq", number_format, as_they_are, learn, quantize, encode, unchanged
+    made = Quantizer(
+        "lsq",
+        number_format,
+        as_they_are,
+        learn,
+        quantize,
+        encode,
+        unchanged,
+        per_channel,
+    )
+    return made_by(
+        made,
+        lsq,
+        number_format,
+        per_channel=per_channel,
+        scale_gradient=scale_gradient,
+        scale=scale,
     )
 
 
@@ -109,7 +137,7 @@ def scaled_round(
     """s round(clip(x / s)), with LSQ's derivatives in x and, times `factor`, in s."""
     s = only_positive(scale)
     wide = latent.astype(s.dtype)
-    u = wide * (1 / s)
+    u = quotient(wide, s)
     level = rounded(number_format, jnp.clip(u, *ends))
     is_inside = is_within(u, *ends)
     value = with_slope(s * level, is_inside.astype(s.dtype), wide)
@@ -120,9 +148,3 @@ def scaled_round(
 def only_positive(scale: jax.Array) -> jax.Array:
     """The scale, NaN where it is not positive, which would turn all signs."""
     return jnp.where(scale > 0, scale, jnp.nan)
-
-
-def greatest_positive(number_format: NumberFormat) -> float:
-    """Qp, or Qn where there are no positive levels."""
-    most = float(number_format.range[1])
-    return most if most > 0 else float(greatest(number_format))

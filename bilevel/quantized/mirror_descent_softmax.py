@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.levels import levels_of
 from bilevel.quantized.quantizer import (
     At,
@@ -55,4 +56,5 @@ def mirror_descent_softmax(
         parts = with_slope(jax.nn.softmax(strength * latent), 1.0, latent)
         return mean_level(levels, parts)
 
-    return on_simplex("mirror_descent_softmax", number_format, levels, quantize)
+    made = on_simplex("mirror_descent_softmax", number_format, levels, quantize)
+    return made_by(made, mirror_descent_softmax, number_format, kappa)

@@ -3,6 +3,7 @@
 import jax
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.levels import levels_of
 from bilevel.quantized.quantizer import (
@@ -61,10 +62,11 @@ def mirror_descent_tanh(
         strength = value_at(kappa, at.step).astype(u.dtype)
         return with_slope(staircase(levels, u, strength), 1.0, u)
 
-    return elementwise(
+    made = elementwise(
         "mirror_descent_tanh",
         number_format,
         rule,
         scale,
         encode=lambda u: number_format.encode(levels.nearest(u)),
     )
+    return made_by(made, mirror_descent_tanh, number_format, kappa, scale=scale)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel.number_formats.recipe import made_by
+from bilevel.quantized.export import coded, size_of
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -14,7 +16,7 @@ from bilevel.quantized.quantizer import (
     as_they_are,
     unchanged,
 )
-from bilevel.quantized.tree import State, chosen_leaves
+from bilevel.quantized.tree import State, chosen_leaves, owner, path_of
 from bilevel.trees import Tree
 
 
@@ -93,9 +95,19 @@ def mixture(candidates: Sequence[Quantizer], temperature: float = 1.0) -> Quanti
 
     names = ", ".join(one.number_format.name for one in candidates)
     most = max(candidates, key=lambda one: one.number_format.bits).number_format
-    return Quantizer(
-        f"mixture({names})", most, as_they_are, learn, quantize, encode, unchanged
+    # What a candidate asks of the layout of the weights, the mixture asks.
+    asked = [one.per_channel for one in candidates if one.per_channel is not False]
+    made = Quantizer(
+        f"mixture({names})",
+        most,
+        as_they_are,
+        learn,
+        quantize,
+        encode,
+        unchanged,
+        True if True in asked else asked[0] if asked else False,
     )
+    return made_by(made, mixture, candidates, temperature)
 
 
 def expected_bytes(
@@ -104,7 +116,11 @@ def expected_bytes(
     latent: Tree,
     temperature: float = 1.0,
 ) -> jax.Array:
-    """sum over leaves of n sum_k p_k bits_k / 8: the size of all codes, relaxed.
+    """sum over leaves of sum_k p_k bytes_k, and what stays: the export's size, relaxed.
+
+    Codes are counted as packed, with the scales, offsets and levels that go with them,
+    and the leaves that are not quantised. (Scales that a function of your own spreads
+    over blocks of weights are counted one by one: what they are is not known here.)
 
     Args:
         candidates: of the mixture.
@@ -115,12 +131,30 @@ def expected_bytes(
     Returns:
         `[]`, differentiable in the logits.
     """
-    bits = jnp.array([float(one.number_format.bits) for one in candidates])
-    total = jnp.zeros(())
-    for path, leaf in chosen_leaves(state, latent).items():
-        shares = jax.nn.softmax(state.learned[path].logits / temperature)
-        total = total + leaf.size / 8 * jnp.sum(shares * bits.astype(shares.dtype))
+    leaves = chosen_leaves(state, latent)
+    total = jnp.asarray(float(_size_of_others(leaves, latent)))
+    for path, leaf in leaves.items():
+        learned = state.learned[path]
+        shares = jax.nn.softmax(learned.logits / temperature)
+        each = zip(candidates, learned.parts, strict=True)
+        sizes = [float(_expected(one, leaf, part)) for one, part in each]
+        total = total + jnp.sum(shares * jnp.array(sizes, shares.dtype))
     return total
+
+
+def _expected(one: Quantizer, leaf: jax.Array, learned: Tree) -> int:
+    """The size of a leaf in bytes, by shapes alone."""
+    codes = jax.eval_shape(one.encode, leaf, learned)
+    floats = sum(size_of(x) for x in codes[1:] if x is not None)
+    return -(-codes.codes.size * one.number_format.bits // 8) + floats
+
+
+def _size_of_others(leaves: dict[str, jax.Array], latent: Tree) -> int:
+    return sum(
+        size_of(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(latent)
+        if path_of(path) not in leaves
+    )
 
 
 class Decision(NamedTuple):
@@ -128,13 +162,13 @@ class Decision(NamedTuple):
 
     Attributes:
         choice: by path, the number of the candidate.
-        num_bytes: of all codes.
+        num_bytes: of the export of all parts: codes, scales, and what stays.
         parts: `(quantizer, state)` of each candidate that is in use, to be applied one
             after the other.
     """
 
     choice: dict[str, int]
-    num_bytes: float
+    num_bytes: int
     parts: tuple[tuple[Quantizer, State], ...]
 
 
@@ -146,21 +180,23 @@ def decide(
 ) -> Decision:
     """One candidate for each leaf, the likeliest choice within a budget.
 
-        argmax over k of sum over leaves of log p_k,   sum of n bits_k / 8 <= max_bytes
+        argmax over k of sum over leaves of log p_k,   size of the export <= max_bytes
 
-    Exactly, over all choices that no other beats in both. Not for use inside of jit.
+    Exactly, over all choices that no other beats in both. The size is that of the file
+    that `Export.save` writes, but for its header: codes, scales, offsets and levels,
+    and the leaves that are not quantised. Not for use inside of jit.
 
     Args:
         candidates: of the mixture.
         state: of the mixture.
         latent: the latent weights.
-        max_bytes: of all codes; None for any size.
+        max_bytes: of the export; None for any size.
 
     Returns:
         A `Decision`.
 
     Raises:
-        ValueError: no choice is as small as that.
+        ValueError: no choice is as small as that; traced weights.
 
     Example:
         >>> from bilevel import number_formats
@@ -173,15 +209,18 @@ def decide(
         {'a': 0, 'b': 1}
     """
     leaves = chosen_leaves(state, latent)
-    bits = [one.number_format.bits for one in candidates]
     # Bytes, score, and the choice so far; none is beaten in both by another.
-    frontier: list[tuple[float, float, tuple[int, ...]]] = [(0.0, 0.0, ())]
+    first = (_size_of_others(leaves, latent), 0.0, ())
+    frontier: list[tuple[int, float, tuple[int, ...]]] = [first]
     for path, leaf in leaves.items():
-        scores = np.asarray(jax.nn.log_softmax(state.learned[path].logits), np.float64)
+        learned = state.learned[path]
+        scores = np.asarray(jax.nn.log_softmax(learned.logits), np.float64)
+        each = zip(candidates, learned.parts, strict=True)
+        sizes = [coded(one, path, leaf, part).num_bytes for one, part in each]
         grown = [
-            (size + leaf.size * bits[k] / 8, score + scores[k], (*choice, k))
+            (size + sizes[k], score + scores[k], (*choice, k))
             for size, score, choice in frontier
-            for k in range(len(bits))
+            for k in range(len(sizes))
         ]
         frontier, best = [], -np.inf
         for one in sorted(grown, key=lambda one: (one[0], -one[1])):
@@ -191,8 +230,9 @@ def decide(
     allowed = [one for one in frontier if max_bytes is None or one[0] <= max_bytes]
     if not allowed:
         raise ValueError(
-            f"decide: the smallest choice has {frontier[0][0]:.0f} bytes, above "
-            f"max_bytes={max_bytes}; add a candidate of fewer bits, or allow more."
+            f"decide: the smallest choice has {frontier[0][0]} bytes with its scales, "
+            f"above max_bytes={max_bytes}; add a candidate of fewer bits, or one with "
+            "fewer scales, or allow more."
         )
     size, _, places = allowed[-1]
     choice = dict(zip(leaves, places, strict=True))
@@ -204,5 +244,6 @@ def decide(
             if own == k
         }
         if mine:
-            parts.append((one, state._replace(learned=mine)))
+            own = state._replace(learned=mine, quantizer=owner(one))
+            parts.append((one, own))
     return Decision(choice, size, tuple(parts))

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import number_formats
+from bilevel.number_formats.number_format import whole
+from bilevel.number_formats.recipe import made_by
+from bilevel.number_formats.scaled import quotient
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -52,7 +55,8 @@ def pact(bits: int, *, clip: float = 6.0) -> Quantizer:
         >>> level(jnp.array([0.4, 1.3, 7.0]), jnp.array(3.0)).tolist()
         [0.0, 1.0, 3.0]
     """
-    if not (isinstance(bits, int) and 1 <= bits <= 8):
+    bits = whole("pact: bits", bits)
+    if not 1 <= bits <= 8:
         raise ValueError(f"pact: bits must lie in [1, 8], got {bits}.")
     positive("pact: clip", clip)
     steps = 2**bits - 1
@@ -73,7 +77,7 @@ def pact(bits: int, *, clip: float = 6.0) -> Quantizer:
         del at
         wide = latent.astype(learned.clip.dtype)
         s = scale_of(learned, wide.dtype)
-        value = s * levels.round(wide * (1 / s))
+        value = s * levels.round(quotient(wide, s))
         is_inside = (0 <= wide) & (wide < learned.clip)
         moved = with_slope(value, is_inside.astype(wide.dtype), wide)
         is_above = (wide >= learned.clip).astype(wide.dtype)
@@ -82,6 +86,7 @@ def pact(bits: int, *, clip: float = 6.0) -> Quantizer:
     def encode(latent: jax.Array, learned: Clip) -> Codes:
         wide = latent.astype(learned.clip.dtype)
         s = scale_of(learned, wide.dtype)
-        return Codes(levels.encode(wide * (1 / s)), s, jnp.zeros_like(s))
+        return Codes(levels.encode(quotient(wide, s)), s)
 
-    return Quantizer("pact", levels, as_they_are, learn, quantize, encode, unchanged)
+    made = Quantizer("pact", levels, as_they_are, learn, quantize, encode, unchanged)
+    return made_by(made, pact, bits, clip=clip)

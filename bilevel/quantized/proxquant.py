@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.levels import levels_of
 from bilevel.quantized.quantizer import At, Quantizer, Schedule, value_at
@@ -68,7 +69,7 @@ def proxquant(
         moved = u - jnp.sign(rest) * own
         return jnp.where(jnp.abs(rest) <= own, nearest, moved)
 
-    return elementwise(
+    made = elementwise(
         "proxquant",
         number_format,
         lambda u, at: u,
@@ -76,3 +77,4 @@ def proxquant(
         encode=lambda u: number_format.encode(levels.nearest(u)),
         project=prox,
     )
+    return made_by(made, proxquant, number_format, strength, form=form, scale=scale)

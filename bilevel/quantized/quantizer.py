@@ -1,6 +1,7 @@
 """What a quantiser is: from latent weights to weights of few levels, and back."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -9,10 +10,25 @@ import numpy as np
 
 from bilevel.known import known
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.number_format import cast
+from bilevel.number_formats.recipe import Recipe, reduced
+from bilevel.quantized.channels import Channels
 from bilevel.trees import Tree
 
 Schedule: TypeAlias = float | Callable[[jax.Array], Any]
 """A constant, or `step -> value`, any optax schedule, say."""
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Static:
+    """A value in a pytree that is none of its leaves, but a part of its structure.
+
+    Attributes:
+        value: with a hash.
+    """
+
+    value: Any
 
 
 class At(NamedTuple):
@@ -21,10 +37,12 @@ class At(NamedTuple):
     Attributes:
         step: `[]` int32, steps of the optimiser that were taken.
         key: for the draws of this step and of this array of weights, or None.
+        batch_axes: how many of the first axes count examples, of activations.
     """
 
     step: jax.Array
     key: jax.Array | None = None
+    batch_axes: Static = Static(0)
 
 
 class Codes(NamedTuple):
@@ -32,14 +50,14 @@ class Codes(NamedTuple):
 
     Attributes:
         codes: integers, of the shape of the weights.
-        scale: broadcasts against them.
-        offset: broadcasts against them.
+        scale: broadcasts against them; None for 1, which takes no room.
+        offset: broadcasts against them; None for 0.
         levels: `[n]`, in place of the format's where they are learned.
     """
 
     codes: jax.Array
-    scale: jax.Array
-    offset: jax.Array
+    scale: jax.Array | None = None
+    offset: jax.Array | None = None
     levels: jax.Array | None = None
 
 
@@ -59,6 +77,11 @@ class Quantizer(NamedTuple):
             pull-back.
         encode: `(latent, learned) -> Codes` of the weights that are deployed.
         project: `(latent, at) -> latent`, to apply after each step of the optimiser.
+        per_channel: what has a scale of its own, see `scales`; it is compared with the
+            layout of the weights.
+        recipe: the call that makes the quantiser again, so that it can be pickled; None
+            where nobody said. Arguments must pickle, too, which schedules of optax do
+            not: they are closures.
     """
 
     name: str
@@ -68,6 +91,12 @@ class Quantizer(NamedTuple):
     quantize: Callable[[jax.Array, Tree, At], jax.Array]
     encode: Callable[[jax.Array, Tree], Codes]
     project: Callable[[jax.Array, At], jax.Array]
+    per_channel: Channels = False
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The call that makes it: functions that are closures cannot be pickled."""
+        return reduced(self)
 
 
 def value_at(schedule: Schedule, step: jax.Array) -> jax.Array:
@@ -114,15 +143,18 @@ def nothing(weights: jax.Array) -> tuple[()]:
     return ()
 
 
-def decode(number_format: NumberFormat, codes: Codes, dtype: Any) -> jax.Array:
-    """The weights that codes stand for."""
+def decode(number_format: NumberFormat | None, codes: Codes, dtype: Any) -> jax.Array:
+    """The weights that codes stand for; the format is not asked where levels are."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    if codes.levels is None:
+    if codes.levels is not None:
+        level = codes.levels.astype(wide)[codes.codes.astype(jnp.int32)]
+    elif number_format is not None:
         level = number_format.decode(codes.codes, wide)
     else:
-        level = codes.levels.astype(wide)[codes.codes.astype(jnp.int32)]
-    scaled = codes.scale.astype(wide) * level
-    return (scaled + codes.offset.astype(wide)).astype(dtype)
+        raise ValueError("codes without levels need a number format to decode them.")
+    scaled = level if codes.scale is None else codes.scale.astype(wide) * level
+    offset = 0 if codes.offset is None else codes.offset.astype(wide)
+    return cast(scaled + offset, dtype)
 
 
 def with_slope(value: jax.Array, slope: jax.Array | float, x: jax.Array) -> jax.Array:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import number_formats
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -19,7 +21,7 @@ from bilevel.quantized.quantizer import (
     value_at,
     with_slope,
 )
-from bilevel.quantized.scales import Scale, require_scale, scale_of
+from bilevel.quantized.scales import Scale, channels_of, require_scale, scale_of
 
 LEAST, MOST = 0.1, 1.5  # where the slope is cut off, as published
 
@@ -75,9 +77,19 @@ def reste(power: Schedule = 3.0, *, scale: Scale | None = None) -> Quantizer:
     def encode(latent: jax.Array, learned: Any) -> Codes:
         del learned
         own = own_scale(latent)
-        return Codes(sign.encode(latent), own, jnp.zeros_like(own))
+        return Codes(sign.encode(latent), None if scale is None else own)
 
-    return Quantizer("reste", sign, as_they_are, nothing, quantize, encode, unchanged)
+    made = Quantizer(
+        "reste",
+        sign,
+        as_they_are,
+        nothing,
+        quantize,
+        encode,
+        unchanged,
+        channels_of(scale),
+    )
+    return made_by(made, reste, power, scale=scale)
 
 
 def reste_schedule(num_steps: int, end: float = 3.0) -> Callable[[Any], jax.Array]:
@@ -91,6 +103,9 @@ def reste_schedule(num_steps: int, end: float = 3.0) -> Callable[[Any], jax.Arra
         >>> [round(float(reste_schedule(10)(step)), 3) for step in (0, 5, 10)]
         [1.0, 1.586, 3.0]
     """
-    return lambda step: (
-        1 + (end - 1) * (1 - jnp.cos(math.pi / 2 * jnp.minimum(step / num_steps, 1.0)))
-    )
+    return partial(_power, num_steps, end)
+
+
+def _power(num_steps: int, end: float, step: Any) -> jax.Array:
+    part = jnp.minimum(step / num_steps, 1.0)
+    return 1 + (end - 1) * (1 - jnp.cos(math.pi / 2 * part))

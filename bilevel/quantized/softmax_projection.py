@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.levels import Levels, along_last, levels_of
 from bilevel.quantized.nudged_argmin import nudged_argmin
 from bilevel.quantized.quantizer import (
@@ -62,7 +63,8 @@ def softmax_projection(number_format: NumberFormat, kappa: Schedule = 1.0) -> Qu
         strength = value_at(kappa, at.step).astype(latent.dtype)
         return mean_level(levels, simplex(latent, strength))
 
-    return on_simplex("softmax_projection", number_format, levels, quantize)
+    made = on_simplex("softmax_projection", number_format, levels, quantize)
+    return made_by(made, softmax_projection, number_format, kappa)
 
 
 def on_simplex(
@@ -78,8 +80,7 @@ def on_simplex(
         del learned
         likeliest = jnp.argmax(latent, -1)
         level = jnp.asarray(levels.values, latent.dtype)[likeliest]
-        one = jnp.ones((), latent.dtype)
-        return Codes(number_format.encode(level), one, jnp.zeros_like(one))
+        return Codes(number_format.encode(level))
 
     return Quantizer(name, number_format, start, nothing, quantize, encode, unchanged)
 

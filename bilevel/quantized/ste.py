@@ -3,6 +3,7 @@
 import jax
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.quantizer import At, Quantizer, rounded, with_slope
 from bilevel.quantized.scales import Scale
@@ -37,4 +38,5 @@ def ste(number_format: NumberFormat, *, scale: Scale | None = None) -> Quantizer
         del at
         return with_slope(rounded(number_format, u), 1.0, u)
 
-    return elementwise("ste", number_format, rule, scale)
+    made = elementwise("ste", number_format, rule, scale)
+    return made_by(made, ste, number_format, scale=scale)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import number_formats
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.quantizer import At, Quantizer, positive, with_slope
 from bilevel.quantized.scales import Scale
@@ -46,4 +47,5 @@ def swish_sign(sharpness: float = 5.0, *, scale: Scale | None = None) -> Quantiz
         slope = sharpness * (2 - v * jnp.tanh(v / 2)) * inverse
         return with_slope(sign.round(u), slope, u)
 
-    return elementwise("swish_sign", sign, rule, scale)
+    made = elementwise("swish_sign", sign, rule, scale)
+    return made_by(made, swish_sign, sharpness, scale=scale)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.number_formats import NumberFormat
+from bilevel.number_formats.recipe import made_by
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.levels import Levels, along_last, levels_of
 from bilevel.quantized.nudged_argmin import nudged_argmin
@@ -69,13 +70,14 @@ def tanh_projection(
     def rule(u: jax.Array, at: At) -> jax.Array:
         return weights(u, value_at(kappa, at.step).astype(u.dtype))
 
-    return elementwise(
+    made = elementwise(
         "tanh_projection",
         number_format,
         rule,
         scale,
         encode=lambda u: number_format.encode(levels.nearest(u)),
     )
+    return made_by(made, tanh_projection, number_format, kappa, beta=beta, scale=scale)
 
 
 def finite(x: jax.Array, kappa: jax.Array, tilt: jax.Array) -> jax.Array:

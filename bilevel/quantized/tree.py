@@ -13,11 +13,20 @@ import numpy as np
 
 from bilevel.known import known
 from bilevel.number_formats import NumberFormat
-from bilevel.quantized.quantizer import At, Codes, Quantizer, as_latent, decode
+from bilevel.quantized.channels import channel_axes
+from bilevel.quantized.quantizer import (
+    At,
+    Codes,
+    Quantizer,
+    Static,
+    as_latent,
+    decode,
+)
 from bilevel.trees import Tree
 
-Where: TypeAlias = str | Callable[[str, jax.Array], bool]
-"""A regular expression, searched for in paths like `Dense_0/kernel`, or a predicate."""
+Where: TypeAlias = str | re.Pattern[str] | Callable[[str, jax.Array], bool]
+"""A regular expression, searched for in paths like `Dense_0/kernel`, or a predicate
+`(path, leaf) -> bool`."""
 
 
 class State(NamedTuple):
@@ -28,11 +37,14 @@ class State(NamedTuple):
         key: of all draws, or None.
         learned: by path of each quantised leaf, what is learned besides its latent
             weights: `state._replace(learned=...)` makes it an argument of a loss.
+        quantizer: whose state it is, its name and format; others do not take it. None
+            where nobody said, as in a state that you made yourself.
     """
 
     step: jax.Array
     key: jax.Array | None
     learned: dict[str, Tree]
+    quantizer: Static | None = None
 
 
 def init(
@@ -48,7 +60,8 @@ def init(
         quantizer: for each of the chosen leaves.
         params: of a Flax model, linen or nnx (`nnx.state(model, nnx.Param)`), or any
             tree of arrays.
-        where: which leaves; the state keeps the choice.
+        where: which leaves, a regular expression or `(path, leaf) -> bool`; the state
+            keeps the choice.
         key: for random initial latent weights and for quantisers that draw.
 
     Returns:
@@ -56,7 +69,8 @@ def init(
 
     Raises:
         ValueError: no leaf is chosen; a chosen one is not of floats, or has values that
-            are not finite.
+            are not finite; a scale for each output channel, and a leaf whose layout
+            does not say which axes those are.
 
     Example:
         >>> from bilevel import number_formats
@@ -72,10 +86,12 @@ def init(
     for path, leaf in chosen.items():
         weights = as_latent(path, leaf)
         _require_finite(path, weights)
+        channel_axes(weights, quantizer.per_channel, path)
         own = _key_of(key, path)
         latent[path] = quantizer.start(weights, own)
-        learned[path] = quantizer.learn(weights)
-    return _replaced(params, latent), State(jnp.zeros((), jnp.int32), key, learned)
+        learned[path] = first_learned(quantizer, weights)
+    step = jnp.zeros((), jnp.int32)
+    return _replaced(params, latent), State(step, key, learned, owner(quantizer))
 
 
 def apply(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
@@ -86,8 +102,10 @@ def apply(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
 
     Raises:
         ValueError: `latent` lacks a leaf that `init` chose, or has integers there; a
-            quantiser that draws, and a state without key.
+            quantiser that draws, and a state without key; the state of another
+            quantiser.
     """
+    require_own(quantizer, state)
     return _mapped(state, latent, quantizer.quantize)
 
 
@@ -97,6 +115,7 @@ def final(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
     Inside of a larger compiled program scales may differ by a rounding unit. For
     quantisers that come to levels only at the end of their schedule it rounds.
     """
+    require_own(quantizer, state)
 
     def deployed(leaf: jax.Array, learned: Tree, at: At) -> jax.Array:
         del at
@@ -107,19 +126,26 @@ def final(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
 
 
 @partial(jax.jit, static_argnums=0)
+def first_learned(quantizer: Quantizer, weights: jax.Array) -> Tree:
+    """`Quantizer.learn` as one program, compiled once for all weights of a shape."""
+    return quantizer.learn(weights)
+
+
+@partial(jax.jit, static_argnums=0)
 def encoded(quantizer: Quantizer, leaf: jax.Array, learned: Tree) -> Codes:
     """`Quantizer.encode` as one compiled program, the same for `final` and `export`."""
     return quantizer.encode(leaf, learned)
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def decoded(number_format: NumberFormat, codes: Codes, dtype: Any) -> jax.Array:
+def decoded(number_format: NumberFormat | None, codes: Codes, dtype: Any) -> jax.Array:
     """`decode` as one compiled program."""
     return decode(number_format, codes, dtype)
 
 
 def project(quantizer: Quantizer, state: State, latent: Tree) -> Tree:
     """Latent weights after a step of the optimiser: clipped, or moved by a prox."""
+    require_own(quantizer, state)
     return _mapped(state, latent, lambda leaf, _, at: quantizer.project(leaf, at))
 
 
@@ -133,6 +159,22 @@ def labels(state: State, latent: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "latent" if path_of(path) in state.learned else "other", latent
     )
+
+
+def owner(quantizer: Quantizer) -> Static:
+    """What a state remembers of its quantiser."""
+    return Static(f"{quantizer.name} with {quantizer.number_format.name}")
+
+
+def require_own(quantizer: Quantizer, state: State) -> None:
+    """Raises `ValueError` for the state of another quantiser, or of another format."""
+    if state.quantizer not in (None, owner(quantizer)):
+        raise ValueError(
+            f"this is the state of {state.quantizer.value}, and not of "
+            f"{owner(quantizer).value}: what one has learned the other would ignore, "
+            "or take for something else. Make one by quantized.init, or pass the "
+            "quantiser that it belongs to."
+        )
 
 
 def chosen_leaves(state: State, latent: Tree) -> dict[str, jax.Array]:
@@ -177,6 +219,12 @@ def _key_of(key: jax.Array | None, path: str) -> jax.Array | None:
 
 def _chosen(params: Tree, where: Where) -> dict[str, jax.Array]:
     leaves = _leaves(params)
+    if not (callable(where) or isinstance(where, str | re.Pattern)):
+        raise ValueError(
+            "where must be a regular expression, searched for in paths like "
+            f"'Dense_0/kernel', or a function (path, leaf) -> bool, got {where!r}; "
+            "several names are one expression, 'kernel|embedding'."
+        )
 
     def is_chosen(path: str, leaf: jax.Array) -> bool:
         if callable(where):

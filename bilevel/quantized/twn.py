@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import number_formats
+from bilevel.number_formats.recipe import made_by
+from bilevel.number_formats.scaled import quotient
+from bilevel.quantized.channels import Channels, channel_axes
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -15,10 +18,10 @@ from bilevel.quantized.quantizer import (
     unchanged,
     with_slope,
 )
-from bilevel.quantized.scales import channel_axes, largest_or_one
+from bilevel.quantized.scales import max_abs
 
 
-def twn(*, threshold: float = 0.7, per_channel: bool = False) -> Quantizer:
+def twn(*, threshold: float = 0.7, per_channel: Channels = False) -> Quantizer:
     """w in {-a, 0, a}: 0 where |x| <= D = 0.7 mean |x|, a the mean |x| of the others.
 
     Backward dx = dw 1[|x| <= 1]; D and a are constants for gradients.
@@ -26,7 +29,8 @@ def twn(*, threshold: float = 0.7, per_channel: bool = False) -> Quantizer:
     Args:
         threshold: the 0.7, which is near the least squared error for uniform and for
             normal weights.
-        per_channel: a and D for each output channel, the last axis; published: one.
+        per_channel: a and D for each output channel, see `quantized.scales.Channels`;
+            published: one.
 
     Returns:
         A `Quantizer`.
@@ -48,15 +52,19 @@ def twn(*, threshold: float = 0.7, per_channel: bool = False) -> Quantizer:
     def parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Levels -1, 0, 1, and a."""
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        axes = channel_axes(x, per_channel)
-        size = jnp.abs(x)
-        least = threshold * jnp.mean(size, axes, keepdims=per_channel)
+        axes, keep = channel_axes(x, per_channel), per_channel is not False
+        # In units of the largest: a sum of others may be no number of the dtype.
+        unit = max_abs(ternary, x, per_channel=per_channel)
+        size = jnp.abs(quotient(x, unit))
+        count = max(x.size // max(unit.size, 1), 1)
+        least = threshold * jnp.sum(size, axes, keepdims=keep) / count
         # NaN stays: it is not less.
         level = jnp.where(size <= least, 0, jnp.sign(x))
         counts = jnp.abs(level)
-        number = jnp.sum(counts, axes, keepdims=per_channel)
-        total = jnp.sum(size * counts, axes, keepdims=per_channel)
-        return level, largest_or_one(total / jnp.maximum(number, 1))
+        number = jnp.sum(counts, axes, keepdims=keep)
+        total = jnp.sum(size * counts, axes, keepdims=keep)
+        mean = unit * (total / jnp.maximum(number, 1))
+        return level, jnp.where(number > 0, mean, 1)
 
     def quantize(latent: jax.Array, learned: Any, at: At) -> jax.Array:
         del learned, at
@@ -67,6 +75,16 @@ def twn(*, threshold: float = 0.7, per_channel: bool = False) -> Quantizer:
     def encode(latent: jax.Array, learned: Any) -> Codes:
         del learned
         level, a = parts(latent)
-        return Codes(ternary.encode(level), a, jnp.zeros_like(a))
+        return Codes(ternary.encode(level), a)
 
-    return Quantizer("twn", ternary, as_they_are, nothing, quantize, encode, unchanged)
+    made = Quantizer(
+        "twn",
+        ternary,
+        as_they_are,
+        nothing,
+        quantize,
+        encode,
+        unchanged,
+        per_channel,
+    )
+    return made_by(made, twn, threshold=threshold, per_channel=per_channel)

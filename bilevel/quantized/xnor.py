@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import number_formats
+from bilevel.number_formats.recipe import made_by
+from bilevel.quantized.channels import Channels, channel_axes
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -18,7 +20,7 @@ from bilevel.quantized.quantizer import (
 from bilevel.quantized.scales import mean_abs
 
 
-def xnor(*, per_channel: bool = True) -> Quantizer:
+def xnor(*, per_channel: Channels = True) -> Quantizer:
     """w = a sgn(x), a = mean |x|: the nearest such to x in the mean square.
 
     Backward is the chain rule, through a, too, with the sign's slope 1[|x| <= 1]:
@@ -29,7 +31,8 @@ def xnor(*, per_channel: bool = True) -> Quantizer:
     rule.)
 
     Args:
-        per_channel: an a for each output channel, the last axis; otherwise one.
+        per_channel: an a for each output channel, see `quantized.scales.Channels`;
+            False: one for all.
 
     Returns:
         A `Quantizer`.
@@ -48,9 +51,13 @@ def xnor(*, per_channel: bool = True) -> Quantizer:
         dtype = latent.dtype
         latent = latent.astype(jnp.promote_types(dtype, jnp.float32))
         signs = sign.round(latent)
-        # Not mean_abs of latent: the derivative of |x| at 0 is sgn(0) = 1 here.
+        # Not mean_abs of latent: the derivative of |x| at 0 is sgn(0) = 1 here, and a
+        # channel of zeros must have one, to leave them.
         size = with_slope(jnp.abs(latent), signs, latent)
-        a = mean_abs(sign, size, per_channel=per_channel)
+        moved = size - jax.lax.stop_gradient(size)  # zero
+        axes, keep = channel_axes(latent, per_channel), per_channel is not False
+        a = mean_abs(sign, jax.lax.stop_gradient(size), per_channel=per_channel)
+        a = a + jnp.sum(moved, axes, keepdims=keep) * (a.size / max(latent.size, 1))
         is_inside = (jnp.abs(latent) <= 1).astype(latent.dtype)
         return (a * with_slope(signs, is_inside, latent)).astype(dtype)
 
@@ -58,6 +65,16 @@ def xnor(*, per_channel: bool = True) -> Quantizer:
         del learned
         wide = latent.astype(jnp.promote_types(latent.dtype, jnp.float32))
         a = mean_abs(sign, wide, per_channel=per_channel)
-        return Codes(sign.encode(latent), a, jnp.zeros_like(a))
+        return Codes(sign.encode(latent), a)
 
-    return Quantizer("xnor", sign, as_they_are, nothing, quantize, encode, unchanged)
+    made = Quantizer(
+        "xnor",
+        sign,
+        as_they_are,
+        nothing,
+        quantize,
+        encode,
+        unchanged,
+        per_channel,
+    )
+    return made_by(made, xnor, per_channel=per_channel)

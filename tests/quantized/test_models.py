@@ -184,7 +184,7 @@ def test_learned_scale_finds_the_best_one():
     """That of the least error of Gaussian weights, within 0.3 dB."""
     x = jax.random.normal(KEY, (5000,))
     fmt = number_formats.symmetric(4)
-    q = quantized.learned_scale(fmt)
+    q = quantized.learned_scale(fmt, scales.max_abs)
 
     def rounding(learned):
         return jnp.mean((q.quantize(x, learned, at()) - x) ** 2)

@@ -298,7 +298,8 @@ LSQ_FORMATS = {
 def test_lsq(name, per_channel):
     fmt, least, most = LSQ_FORMATS[name]
     axes = 0 if per_channel else None
-    quantizer = quantized.lsq(fmt, per_channel=per_channel)
+    published = scales.published_for_lsq
+    quantizer = quantized.lsq(fmt, per_channel=per_channel, scale=published)
     start = quantizer.learn(jnp.asarray(X)).scale
     near(start, 2 * SIZE.mean(axes, keepdims=per_channel) / np.sqrt(most))
     s = np.asarray(start) * 0.9
@@ -331,11 +332,12 @@ def test_lsq(name, per_channel):
 
 def test_lsq_plus():
     fmt = number_formats.affine(3, signed=False)
-    quantizer = quantized.lsq_plus(fmt)
+    quantizer = quantized.lsq_plus(fmt, start="published")
     start = quantizer.learn(jnp.asarray(X))
     near(start.scale, (X.max() - X.min()) / 7)
     near(start.offset, X.min())
-    signed = quantized.lsq_plus(number_formats.affine(4)).learn(jnp.asarray(X))
+    both_signs = quantized.lsq_plus(number_formats.affine(4), start="published")
+    signed = both_signs.learn(jnp.asarray(X))
     near(
         signed.scale, max(abs(X.mean() - 3 * X.std()), abs(X.mean() + 3 * X.std())) / 8
     )
