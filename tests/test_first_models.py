@@ -223,14 +223,15 @@ def embedding(decayed: bool = True) -> Model:
     class Network(nn.Module):
         @nn.compact
         def __call__(self, tokens: jax.Array) -> jax.Array:
-            vectors = nn.Embed(4, 2, param_dtype=jnp.float64)(tokens)
+            # Of one dimension: more could be rotated into one another.
+            vectors = nn.Embed(4, 1, param_dtype=jnp.float64)(tokens)
             return nn.Dense(1, param_dtype=jnp.float64)(jnp.tanh(vectors))
 
     network = Network()
     inner = network.init(jax.random.key(3), TOKENS)["params"]
 
     def objective(w, x, batch):
-        outputs = network.apply({"params": w}, TOKENS)
+        outputs = network.apply({"params": w}, TOKENS)[:, 0] + jnp.cos(2.0 * TOKENS)
         kernel = w["Dense_0"]["kernel"]
         rows = w["Embed_0"]["embedding"]
         rows = rows if decayed else rows[:3]
@@ -238,10 +239,11 @@ def embedding(decayed: bool = True) -> Model:
 
     def function(w, x, aux):
         outputs = network.apply({"params": w}, HELD_OUT_TOKENS)
+        outputs = outputs[:, 0] + jnp.cos(2.0 * HELD_OUT_TOKENS)
         return squared_error(outputs, HELD_OUT)
 
     return Model(
-        objective, function, inner, jnp.array([-2.5, -2.5]), free=0 if decayed else 2
+        objective, function, inner, jnp.array([-2.5, -2.5]), free=0 if decayed else 1
     )
 
 
@@ -275,9 +277,9 @@ class Rule(NamedTuple):
     forward: bool
 
 
-STEP_SIZE = 0.2
+STEP_SIZE = 0.1
 MOMENTUM = optax.sgd(STEP_SIZE, momentum=0.9)
-DESCENT = inner_solvers.gradient_descent(MOMENTUM, max_steps=1500, rtol=0.0)
+DESCENT = inner_solvers.gradient_descent(MOMENTUM, max_steps=3000, rtol=1e-11)
 RULES = {
     "default": Rule(None, None, 1e-6, True),
     "implicit, dense": Rule(

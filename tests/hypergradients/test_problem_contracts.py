@@ -368,7 +368,7 @@ def attempt(f: Callable) -> Any:
 
 @main_rows
 def test_complex_leaves_are_right_or_refused(row: Row):
-    """Never a gradient of zero: in x, in the batch, in what an objective closes over."""
+    """Never a gradient of zero: in x, in the batch, in what G closes over."""
 
     def gradient(of: str) -> Any:
         def loss(c: jax.Array) -> jax.Array:
