@@ -12,7 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_problems import Data, dense_hypergradient, readout, ridge
+from reference_problems import (
+    UNEVEN_INNER,
+    UNEVEN_LARGE,
+    UNEVEN_OTHER_OUTER,
+    UNEVEN_OUTER,
+    Data,
+    dense_hypergradient,
+    leaf_errors,
+    readout,
+    ridge,
+    ridge_solution,
+    uneven,
+    uneven_readout,
+    uneven_solution,
+)
 from rules import ROWS, STEP_SIZE, VARIANTS, Row
 
 import bilevel
@@ -49,66 +63,15 @@ def solve(row: Row, objective: Any, function: Any, on_untrustworthy: Any = "igno
     )
 
 
-def leaf_errors(got: Any, expected: Any) -> dict[str, float]:
-    """The relative error of each leaf by itself."""
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    return {
-        name: float(jnp.linalg.norm(got[name] - expected[name]))
-        / float(jnp.linalg.norm(expected[name]))
-        for name in expected
-    }
-
-
 # Leaves that differ: in what they depend on, who reads them, their sizes and shapes.
-
-LARGE = 1e6
-INNER = {
-    "kernel": jnp.zeros(3),
-    "bias": jnp.zeros(()),  # its gradient contains no x
-    "large": jnp.zeros(1),  # a million times the others
-    "unread": jnp.zeros(2),  # F does not read it
-    "empty": jnp.zeros((0, 2)),
-}
-OUTER = {"decay": jnp.array([-0.8, 0.2, -0.3]), "level": jnp.array(0.4)}
-OTHER = {"decay": jnp.array([0.1, -0.5, 0.3]), "level": jnp.array(-0.7)}
-
-
-def objective(w: Any, x: Any, batch: Any) -> jax.Array:
-    """A ridge regression with a free bias; `batch` is (constant, data)."""
-    constant, data = batch
-    shifted = data._replace(targets=data.targets - w["bias"])
-    large = jnp.sum((w["large"] - LARGE * jnp.tanh(x["level"])) ** 2)
-    unread = jnp.sum((w["unread"] - x["level"]) ** 2)
-    plain = ridge(w["kernel"], x["decay"], shifted) + jnp.sum(w["empty"] ** 2)
-    return constant + plain + (large + unread) / 2
-
-
-def function(w: Any, x: Any, batch: Any) -> jax.Array:
-    del batch
-    large = 1e3 * jnp.sum(jnp.log(jnp.cosh(w["large"] / LARGE - 1)))
-    return readout(w["kernel"], x["decay"], None) + jnp.sin(w["bias"]) + large
-
-
-def solution(x: Any, data: Data) -> Any:
-    """The exact minimiser."""
-    features = jnp.column_stack([data.features, jnp.ones(len(data.targets))])
-    penalty = jnp.diag(jnp.append(jnp.exp(x["decay"]), 0.0))
-    hessian = features.T @ features / len(data.targets) + penalty
-    linear = jnp.linalg.solve(hessian, features.T @ data.targets / len(data.targets))
-    return INNER | {
-        "kernel": linear[:3],
-        "bias": linear[3],
-        "large": LARGE * jnp.tanh(x["level"])[None],
-        "unread": jnp.full(2, x["level"]),
-    }
 
 
 @functools.cache
 def reference(inverse: Any) -> Callable:
     @jax.jit
     def gradient(x: Any, batch: Any) -> Any:
-        inner = solution(x, batch[1])
-        return dense_hypergradient(objective, function, inner, x, batch, inverse)
+        inner = uneven_solution(x, batch[1])
+        return dense_hypergradient(uneven, uneven_readout, inner, x, batch, inverse)
 
     return gradient
 
@@ -122,7 +85,7 @@ def tolerances(row: Row) -> dict[str, float]:
     large = row.tolerance
     if row.nudge:
         move = row.nudge * 1e-3
-        large = max(large, 10 * float(np.finfo(float).eps) * LARGE / move)
+        large = max(large, 10 * float(np.finfo(float).eps) * UNEVEN_LARGE / move)
     return {"decay": max(row.tolerance, 1e-8), "level": max(large, 1e-8)}
 
 
@@ -135,8 +98,8 @@ def check(row: Row, gradient: Callable, calls: Any) -> None:
 
 
 def loss_of(row: Row, on_untrustworthy: Any = "ignore") -> Callable:
-    solver = solve(row, objective, function, on_untrustworthy)
-    return lambda x, batch: function(solver(INNER, x, batch)[0], x, batch)
+    solver = solve(row, uneven, uneven_readout, on_untrustworthy)
+    return lambda x, batch: uneven_readout(solver(UNEVEN_INNER, x, batch)[0], x, batch)
 
 
 def calls(row: Row) -> list[tuple[Any, Any]]:
@@ -149,8 +112,8 @@ def calls(row: Row) -> list[tuple[Any, Any]]:
         return drawn._replace(features=drawn.features - 0.8 * mean)
 
     return [
-        (OUTER, (jnp.array(0.0), data(0))),
-        (OTHER, (jnp.array(1e8), data(1))),
+        (UNEVEN_OUTER, (jnp.array(0.0), data(0))),
+        (UNEVEN_OTHER_OUTER, (jnp.array(1e8), data(1))),
     ]
 
 
@@ -192,17 +155,19 @@ def watched(row: Row) -> Row:
 
 
 def test_leaves_that_differ_with_everything_reported():
-    problem = bilevel.Problem(objective, function)
+    problem = bilevel.Problem(uneven, uneven_readout)
     evaluate = jax.jit(bilevel.value_and_hypergradient(problem))
     (first, second) = calls(ROWS[0])
     for x, batch in (first, second):
-        out = evaluate(INNER, x, bilevel.Batches(batch, None))
+        out = evaluate(UNEVEN_INNER, x, bilevel.Batches(batch, None))
         expected = reference(ROWS[0].inverse)(x, batch)
         assert max(leaf_errors(out.gradient, expected).values()) <= 1e-8
         assert bool(out.info.trustworthy)
         assert bool(out.info.inner.converged)
     derivative = jax.jit(
-        jax.jacrev(lambda x: evaluate(INNER, x, bilevel.Batches(first[1])).gradient)
+        jax.jacrev(
+            lambda x: evaluate(UNEVEN_INNER, x, bilevel.Batches(first[1])).gradient
+        )
     )(first[0])
     again = jax.jacfwd(lambda x: reference(ROWS[0].inverse)(x, first[1]))(first[0])
     for got, expected in zip(
@@ -245,16 +210,14 @@ def test_a_leaf_that_the_inner_objective_does_not_use(row: Row):
             inner = solver(UNUSED, x, batch)[0]
             return weighted(inner, x, batch), inner
 
-        return jax.grad(loss, has_aux=True)(OUTER["decay"])
+        return jax.grad(loss, has_aux=True)(UNEVEN_OUTER["decay"])
 
-    inner = solution(OUTER, data)["kernel"]  # not the kernel of `blind`: biased
-    hessian = jax.hessian(ridge)(inner, OUTER["decay"], data)
-    kernel = inner - row_solve(hessian, jax.grad(ridge)(inner, OUTER["decay"], data))
+    kernel = ridge_solution(UNEVEN_OUTER["decay"], data)
     expected = dense_hypergradient(
         ridge,
         lambda w, x, batch: readout(w, x, None),
         kernel,
-        OUTER["decay"],
+        UNEVEN_OUTER["decay"],
         data,
         row.inverse,
     )
@@ -267,10 +230,6 @@ def test_a_leaf_that_the_inner_objective_does_not_use(row: Row):
             continue
         error = float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
         assert error <= max(row.tolerance, 1e-8)
-
-
-def row_solve(hessian: jax.Array, gradient: jax.Array) -> jax.Array:
-    return jnp.linalg.solve(hessian, gradient)
 
 
 # Points that are no solution, though little tells.
