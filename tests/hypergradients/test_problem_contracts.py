@@ -129,10 +129,9 @@ def test_leaves_that_differ_without_jit(row: Row):
 
 @rows(["implicit, CG", "unrolled"])
 def test_leaves_that_differ_in_forward_mode(row: Row):
-    if not row.name.startswith(("implicit", "unrolled", "truncated")):
-        pytest.skip("reverse mode only")
-    if "mode" in row.name:
-        pytest.skip("reverse mode only")
+    both_modes = row.name.startswith(("implicit", "unrolled", "truncated"))
+    if not both_modes or "mode" in row.name:
+        pytest.skip("reverse mode only, see the table of test_contracts")
     check(row, jax.jit(jax.jacfwd(loss_of(row))), calls(row))
 
 
@@ -145,8 +144,9 @@ def test_leaves_that_differ_are_trusted_by_default(row: Row):
     gradient = jax.jit(jax.grad(loss_of(row, "nan")))
     for x, batch in calls(row):
         found = gradient(x, batch)
-        nudge = row.nudge and bool(jnp.isnan(found["level"]))
-        assert nudge or check(row, lambda *args, f=found: f, [(x, batch)]) is None
+        # A nudge that drowns in the rounding of the large leaf is distrusted rightly.
+        if not (row.nudge and bool(jnp.isnan(found["level"]))):
+            check(row, lambda *_, f=found: f, [(x, batch)])
 
 
 def watched(row: Row) -> Row:
