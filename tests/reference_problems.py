@@ -88,3 +88,63 @@ def distance(got: Any, expected: Any) -> float:
         for t in (got, expected)
     )
     return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+
+def leaf_errors(got: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+    """|got - expected| / |expected| of every leaf by itself; 0 of one without size."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    errors = {}
+    for name, right in expected.items():
+        size = float(jnp.linalg.norm(right))
+        difference = float(jnp.linalg.norm(got[name] - right))
+        errors[name] = difference / size if jnp.size(right) else 0.0
+    return errors
+
+
+# A problem whose leaves differ: in what they depend on, who reads them, their sizes and
+# shapes.
+
+UNEVEN_LARGE = 1e6
+UNEVEN_INNER = {
+    "kernel": jnp.zeros(3),
+    "bias": jnp.zeros(()),  # its gradient contains no x
+    "large": jnp.zeros(1),  # a million times the others
+    "unread": jnp.zeros(2),  # F does not read it
+    "empty": jnp.zeros((0, 2)),
+}
+UNEVEN_OUTER = {"decay": jnp.array([-0.8, 0.2, -0.3]), "level": jnp.array(0.4)}
+UNEVEN_OTHER_OUTER = {"decay": jnp.array([0.1, -0.5, 0.3]), "level": jnp.array(-0.7)}
+
+
+def uneven(inner: Any, outer: Any, batch: tuple[jax.Array, Data]) -> jax.Array:
+    """A ridge regression with a free bias, and more; the batch is (constant, data)."""
+    constant, data = batch
+    shifted = data._replace(targets=data.targets - inner["bias"])
+    goal = UNEVEN_LARGE * jnp.tanh(outer["level"])
+    large = jnp.sum((inner["large"] - goal) ** 2)
+    unread = jnp.sum((inner["unread"] - outer["level"]) ** 2)
+    plain = ridge(inner["kernel"], outer["decay"], shifted)
+    return constant + plain + jnp.sum(inner["empty"] ** 2) + (large + unread) / 2
+
+
+def uneven_readout(inner: Any, outer: Any, batch: Any) -> jax.Array:
+    """Of all but one leaf; the large one has a derivative of 1e-3."""
+    del batch
+    large = 1e3 * jnp.sum(jnp.log(jnp.cosh(inner["large"] / UNEVEN_LARGE - 1)))
+    small = readout(inner["kernel"], outer["decay"], None) + jnp.sin(inner["bias"])
+    return small + large
+
+
+def uneven_solution(outer: Any, data: Data) -> dict[str, jax.Array]:
+    """The minimiser of `uneven`, in closed form."""
+    count = len(data.targets)
+    features = jnp.column_stack([data.features, jnp.ones(count)])
+    penalty = jnp.diag(jnp.append(jnp.exp(outer["decay"]), 0.0))
+    hessian = features.T @ features / count + penalty
+    linear = jnp.linalg.solve(hessian, features.T @ data.targets / count)
+    return UNEVEN_INNER | {
+        "kernel": linear[:3],
+        "bias": linear[3],
+        "large": UNEVEN_LARGE * jnp.tanh(outer["level"])[None],
+        "unread": jnp.full(2, outer["level"]),
+    }

@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax import nnx
 
 import bilevel
-from bilevel import hypergradients, inner_solvers, linear_solvers
+from bilevel import hypergradients
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,122 +29,9 @@ from reference_problems import (
     distance,
     readout,
     ridge,
-    ridge_data,
     ridge_solution,
-    separable_data,
 )
-
-STEP_SIZE = 0.4
-NUM_STEPS = 80  # of gradient descent: rounding is reached after about 60
-
-DESCENT = inner_solvers.gradient_descent(STEP_SIZE, max_steps=NUM_STEPS, rtol=0.0)
-
-
-class Row(NamedTuple):
-    """A rule, with an inner solver that suits it.
-
-    Attributes:
-        name: as in the table.
-        rule: the rule, given the size of the nudge.
-        solver: the inner solver.
-        nudge: the size of the nudge in float64.
-        tolerance: relative error in float64; the bias of the nudge where it is large.
-        inverse: what the rule puts in place of the inverse Hessian.
-        data: batches of problems, by seed.
-        full: the rule needs the outer objective itself.
-    """
-
-    name: str
-    rule: Callable[[float], hypergradients.Hypergradient]
-    solver: inner_solvers.InnerSolver = DESCENT
-    nudge: float = 0.0
-    tolerance: float = 1e-8
-    inverse: Callable[[jax.Array], jax.Array] = jnp.linalg.inv
-    data: Callable[[int], Data] = ridge_data
-    full: bool = False
-
-
-def _constant(rule: hypergradients.Hypergradient) -> Callable[[float], Any]:
-    return lambda nudge: rule
-
-
-def _identity(hessian: jax.Array) -> jax.Array:
-    return STEP_SIZE * jnp.eye(len(hessian))
-
-
-ROWS = (
-    Row("implicit, CG", _constant(hypergradients.implicit())),
-    Row(
-        "implicit, dense",
-        _constant(hypergradients.implicit(linear_solvers.dense())),
-    ),
-    Row(
-        "implicit, Neumann",
-        _constant(
-            hypergradients.implicit(linear_solvers.neumann(STEP_SIZE, NUM_STEPS))
-        ),
-    ),
-    Row("unrolled", _constant(hypergradients.unrolled())),
-    Row(
-        "unrolled, steps rematerialised",
-        _constant(hypergradients.unrolled(rematerialize="step")),
-    ),
-    Row(
-        "unrolled, segments",
-        _constant(hypergradients.unrolled(rematerialize="segments")),
-    ),
-    Row(
-        "unrolled, mixed mode",
-        _constant(hypergradients.unrolled(mixed_mode=True)),
-    ),
-    Row(
-        "unrolled, forward mode",
-        _constant(hypergradients.unrolled(mode="forward")),
-    ),
-    # The last 60 of 80 + 60 steps: from the minimiser, to rounding.
-    Row(
-        "truncated",
-        _constant(hypergradients.truncated(60)),
-        DESCENT._replace(max_steps=NUM_STEPS + 60),
-    ),
-    Row("one step", _constant(hypergradients.one_step()), inverse=_identity),
-    Row(
-        "nudged, one-sided",
-        lambda nudge: hypergradients.nudged(nudge, centred=False),
-        nudge=1e-5,
-        tolerance=1e-4,
-    ),
-    Row("nudged, centred", hypergradients.nudged, nudge=1e-3, tolerance=1e-6),
-    Row(
-        "nudged, in full",
-        lambda nudge: hypergradients.nudged(nudge, linearised=False),
-        nudge=1e-4,
-        tolerance=1e-6,
-        full=True,
-    ),
-    Row(
-        "nudged, Richardson",
-        lambda nudge: hypergradients.nudged(nudge, richardson=True),
-        nudge=1e-2,
-    ),
-    Row(
-        "nudged, per element",
-        _constant(
-            hypergradients.nudged(tilt=lambda w, x, v: jax.tree.map(jnp.ones_like, w))
-        ),
-        data=separable_data,
-    ),
-    Row(
-        "nudged, per element, one-sided",
-        _constant(
-            hypergradients.nudged(
-                tilt=lambda w, x, v: jax.tree.map(jnp.ones_like, w), centred=False
-            )
-        ),
-        data=separable_data,
-    ),
-)
-
+from rules import ROWS, STEP_SIZE, VARIANTS, Row
 
 # What the columns share.
 
@@ -600,15 +487,6 @@ def refusal(row: str, column: str) -> Refusal | None:
     return None
 
 
-# Less often tested: they share most of their code with another row.
-VARIANTS = {
-    "unrolled, steps rematerialised",
-    "unrolled, segments",
-    "unrolled, mixed mode",
-    "nudged, Richardson",
-    "nudged, one-sided",
-    "nudged, per element, one-sided",
-}
 CELLS = [
     pytest.param(
         row,
