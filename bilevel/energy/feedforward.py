@@ -62,7 +62,8 @@ def feedforward(
         are not parameters, such as the averages of a batch norm.
 
     Raises:
-        ValueError: no blocks, or one that is no layer and no function.
+        ValueError: no blocks; one that is no layer and no function; the same layer
+            object in two places: weights are not shared between blocks.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,6 +78,7 @@ def feedforward(
     parts = [
         parts_of("feedforward", number, block) for number, block in enumerate(blocks)
     ]
+    require_different("feedforward", parts)
     functions = tuple(block_of(one) for one in parts)
 
     def init(key: jax.Array, inputs: jax.Array) -> list[Tree]:
@@ -119,6 +121,26 @@ def parts_of(name: str, number: int, block: Part | Sequence[Part]) -> tuple[Part
                 "layers and functions of one array."
             )
     return tuple(parts)
+
+
+def require_different(name: str, parts: Sequence[tuple[Part, ...]]) -> None:
+    """Raises `ValueError` for a layer that stands in two places.
+
+    One who means to share its weights would get two sets of them without a word.
+    """
+    seen: dict[int, int] = {}
+    for number, some in enumerate(parts):
+        for layer in some:
+            if not isinstance(layer, linen.Module):
+                continue
+            if id(layer) in seen:
+                raise ValueError(
+                    f"{name}: block {number} holds the same {type(layer).__name__} "
+                    f"object as block {seen[id(layer)]}, which would get parameters of "
+                    "its own in each place. Weights are not shared between blocks; "
+                    "where they need not be, make a layer for each place."
+                )
+            seen[id(layer)] = number
 
 
 def init_parts(

@@ -48,7 +48,8 @@ def test_a_nudge_below_rounding_is_no_nudge(dtype, beta, expected):
 
 def two_units(weight):
     """E = |h|^2/2 + |o|^2/2 - <h, a> - <o, h w>: sweeps contract by w^2."""
-    chain = energy.feedforward([linen.Dense(1, param_dtype=float)] * 2, "identity")
+    blocks = [linen.Dense(1, param_dtype=float) for _ in range(2)]
+    chain = energy.feedforward(blocks, "identity")
     values = [[0.8], [weight]]
     params = [{"kernel": jnp.array([v]), "bias": jnp.array([0.1])} for v in values]
     inputs = jnp.array([[0.7], [-0.4], [1.2]])

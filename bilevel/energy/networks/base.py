@@ -6,7 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from bilevel import trees
 from bilevel.energy.activations import Activation
+from bilevel.energy.fenchel_pairs import require_gradient
 from bilevel.trees import Tree
 
 Key: TypeAlias = Any
@@ -56,6 +58,9 @@ class EnergyNetwork(NamedTuple):
         holomorphic: `respond` and `coupling` are analytic in the state.
         project: `params -> params`, back to where the energy makes sense; apply it
             after each update.
+        conservative: whether `respond` is that of `energy`, so that a contrast of
+            phases is the gradient in the limit; False for weights that are not
+            symmetric. None: nobody has looked.
     """
 
     init: Callable[[jax.Array, jax.Array], Tree]
@@ -69,6 +74,7 @@ class EnergyNetwork(NamedTuple):
     output_curvature: float | None = None
     holomorphic: bool = False
     project: Callable[[Tree], Tree] = lambda params: params
+    conservative: bool | None = None
 
 
 def keys_of(state: State) -> list[Key]:
@@ -108,6 +114,7 @@ def state_gradient(function: Callable[[State], jax.Array], state: State) -> Stat
 
 
 def responding(
+    name: str,
     activations: Mapping[Key, Activation],
     coupling: Energy,
     slopes_of: Callable[[Tree, State, jax.Array], State] | None = None,
@@ -117,9 +124,12 @@ def responding(
         respond(s)_k = f_k(-dU/ds_k - F_k)
 
     Args:
+        name: of the network.
         activations: f_k = (R_k*)' of each layer.
         coupling: U.
-        slopes_of: dU/ds; default the derivative of U.
+        slopes_of: what stands in for dU/ds, where no energy has the response; default
+            the derivative of U. Then the response raises `ValueError` for an
+            activation that is the derivative of no conjugate.
     """
 
     def derivative(params: Tree, state: State, inputs: jax.Array) -> State:
@@ -138,6 +148,8 @@ def responding(
         new = {}
         for key in keys_of(state):
             one, drive = activations[key], -slopes[key]
+            if slopes_of is None:
+                require_gradient(name, one, drive)
             if key in force:
                 drive = drive - force[key]
             if key in stiffness:
@@ -173,6 +185,53 @@ def require_potential(name: str, one: Activation) -> None:
         )
 
 
+def one_number(value: Any) -> jax.Array:
+    """The energy as it is; `ValueError` where it is not one number for the batch."""
+    if jnp.shape(value) != ():
+        raise ValueError(
+            "an energy must be one number, the sum over the examples, got the shape "
+            f"{jnp.shape(value)}; where it is one number for each example, return "
+            "their sum: `(params, state, inputs) -> jnp.sum(each)`."
+        )
+    return value
+
+
+def require_sum(network: EnergyNetwork, params: Tree, inputs: jax.Array) -> None:
+    """Raises `ValueError` for an energy that is a mean over the examples.
+
+    Its slopes at the network's start, for the inputs and for the inputs twice, tell.
+    Nothing is said where they are traced or zero.
+
+    Args:
+        network: with the energy.
+        params: of the network.
+        inputs: `[B, ...]`.
+    """
+
+    def slopes(params: Tree, inputs: jax.Array) -> jax.Array:
+        start = network.start(params, inputs)
+        found = state_gradient(lambda s: network.energy(params, s, inputs), start)
+        return trees.norm(found)
+
+    @jax.jit
+    def ratio(params: Tree, inputs: jax.Array) -> jax.Array:
+        twice = jnp.concatenate([inputs, inputs])
+        return slopes(params, twice) / slopes(params, inputs)
+
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, inputs))):
+        return
+    starts = [jax.eval_shape(network.start, params, x) for x in (inputs, inputs[:1])]
+    if jax.tree.leaves(starts[0])[0].shape == jax.tree.leaves(starts[1])[0].shape:
+        return  # a start of a fixed size, or one example: there is nothing to compare
+    # Of twice the examples the norm is sqrt(2) times as large; of a mean 1 / sqrt(2).
+    if abs(float(ratio(params, inputs)) * 2**0.5 - 1) < 1e-2:
+        raise ValueError(
+            "the energy must be summed over the examples, and is a mean: with twice "
+            "the examples each of them has half the force. The nudge beta is that of "
+            "each example's cost. Return jnp.sum in place of jnp.mean."
+        )
+
+
 def from_energy(
     energy: Energy,
     init: Callable[[jax.Array, jax.Array], Tree],
@@ -189,7 +248,7 @@ def from_energy(
 
     Args:
         energy: `(params, state, inputs [B, ...]) -> []`, summed over the examples.
-        init: `(key, inputs) -> params`.
+        init: `(key, inputs) -> params`; the network's looks at the energy, too.
         start: `(params, inputs) -> state`, a list, tuple or dict of arrays `[B, ...]`.
         output: the entry of the state that the network puts out (a position from 0, or
             a name), or a function
@@ -205,7 +264,8 @@ def from_energy(
 
     Raises:
         ValueError: the curvature is not positive; bounds of a holomorphic energy; when
-            it is traced, bounds of an entry that is not there.
+            it is traced, bounds of an entry that is not there, or an energy that is not
+            one number; when it is initialised, one that is a mean over the examples.
 
     Example:
         >>> def quadratic(params, state, inputs):
@@ -226,6 +286,9 @@ def from_energy(
             "take holomorphic=False."
         )
 
+    def total(params: Tree, state: State, inputs: jax.Array) -> jax.Array:
+        return one_number(energy(params, state, inputs))
+
     def respond(
         params: Tree,
         state: State,
@@ -234,7 +297,7 @@ def from_energy(
         stiffness: Mapping[Key, Any],
     ) -> State:
         _check_project(project, state)
-        slopes = state_gradient(lambda s: energy(params, s, inputs), state)
+        slopes = state_gradient(lambda s: total(params, s, inputs), state)
         new = {}
         for key in keys_of(state):
             step = slopes[key] + force[key] if key in force else slopes[key]
@@ -251,18 +314,26 @@ def from_energy(
             return output(params, state)  # pyright: ignore[reportReturnType]
         return state[output]
 
-    return EnergyNetwork(
+    network = EnergyNetwork(
         init=init,
         start=start,
-        energy=energy,
-        coupling=energy,
+        energy=total,
+        coupling=total,
         respond=respond,
         outputs=outputs,
         output_key=key,
         stiff=key is not None,
         output_curvature=None if key is None else curvature,
         holomorphic=holomorphic,
+        conservative=True,
     )
+
+    def checked_init(key: jax.Array, inputs: jax.Array) -> Tree:
+        params = init(key, inputs)
+        require_sum(network, params, inputs)
+        return params
+
+    return network._replace(init=checked_init)
 
 
 def _check_project(project: Any, state: State) -> None:
