@@ -133,11 +133,6 @@ _ALL = (
 NAMES = tuple(one.name for one in _ALL)
 
 
-def is_own(which: Activation) -> bool:
-    """Whether an activation is one of the library's, whose parts belong together."""
-    return any(which is one for one in _ALL)
-
-
 def by_name(which: str | Activation) -> Activation:
     """Returns an activation by name; one of your own passes through.
 

@@ -54,7 +54,9 @@ def feedforward(
             of functions without parameters, applied in order. The activation stands
             between blocks; none follows the last. A block must be affine in its input
             (max-pooling is, as long as the maxima do not move). Layers of nnx come in
-            by Flax's bridge, `flax.nnx.bridge.to_linen(nnx.Linear, 64, 10)`.
+            by Flax's bridge, `flax.nnx.bridge.to_linen(nnx.Linear, 64, 10)`. There is
+            no chance in a chain: no rule has a key for dropout. A recurrent layer is
+            one block, within which every rule goes back through time.
         activation: f, by name (see `activations.by_name`) or your own.
 
     Returns:

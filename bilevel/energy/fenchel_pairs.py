@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.energy.activations import Activation, is_own
+from bilevel.energy.activations import NAMES, Activation, by_name
 from bilevel.energy.elementwise import is_elementwise
 from bilevel.known import known
 
@@ -28,7 +28,7 @@ def require_gradient(name: str, one: Activation, like: jax.Array) -> None:
         one: the activation.
         like: `[B, ...]`, what it is applied to; only shape and dtype are looked at.
     """
-    if is_own(one):
+    if _is_ours(one):
         return
     example = _example(like)
     if is_elementwise(one.apply, example):
@@ -60,7 +60,7 @@ def require_conjugate(name: str, one: Activation, like: jax.Array) -> None:
         one: an activation with a conjugate.
         like: `[B, ...]`, what it is applied to; only shape and dtype are looked at.
     """
-    if is_own(one) or one.conjugate is None:
+    if _is_ours(one) or one.conjugate is None:
         return
     example = _example(like)
     gap = _apart(one.apply, one.conjugate, example.shape, example.dtype)
@@ -70,6 +70,11 @@ def require_conjugate(name: str, one: Activation, like: jax.Array) -> None:
             f"conjugate (they are {float(gap):.1e} apart), as f = (R*)' must be. Of "
             "softmax the conjugate is logsumexp, one number for each example."
         )
+
+
+def _is_ours(one: Activation) -> bool:
+    """Whether it is one of the library's, whose parts belong together."""
+    return one.name in NAMES and by_name(one.name) is one
 
 
 def _example(like: jax.Array) -> jax.ShapeDtypeStruct:
@@ -91,7 +96,7 @@ def _points(shape: tuple[int, ...], dtype: jnp.dtype) -> list[jax.Array]:
 # A program asks for every layer, and wherever it traces one.
 @functools.lru_cache(maxsize=16)
 def _asymmetry(f: Function, shape: tuple[int, ...], dtype: jnp.dtype) -> Any:
-    """|<J'u, v> - <J'v, u>| relative to its terms' sizes, or None where it is traced."""
+    """|<J'u, v> - <J'v, u>| relative to both terms, or None where it is traced."""
 
     def at(point: jax.Array) -> jax.Array:
         _, pull = jax.vjp(f, point)

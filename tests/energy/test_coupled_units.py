@@ -386,5 +386,7 @@ def test_softmax_is_a_fenchel_pair():
     one, s = softmax, softmax.apply(a)
     value = lambda s: jnp.sum(one.potential(s), -1) + one.conjugate(a)
     np.testing.assert_allclose(value(s) - jnp.sum(s * a, -1), 0, atol=1e-14)
+    slope = jax.grad(lambda a: jnp.sum(one.conjugate(a)))(a)
+    np.testing.assert_allclose(slope, s, atol=1e-14)
     other = jnp.roll(s, 1, axis=0)
     assert jnp.all(value(other) - jnp.sum(other * a, -1) > 1e-3)

@@ -56,6 +56,58 @@ def two_units(weight):
     return networks.hopfield(chain), params, inputs, jnp.array([[1.0], [0.3], [-0.5]])
 
 
+RELAXED = {
+    "equilibrium_propagation": energy.equilibrium_propagation,
+    "coupled_learning": energy.coupled_learning,
+    "recurrent_back_propagation": energy.recurrent_back_propagation,
+    "contrastive_hebbian_learning": energy.contrastive_hebbian_learning,
+}
+
+
+@pytest.mark.parametrize("name", [*RELAXED, "implicit"])
+def test_nan_in_an_input_is_nan_in_the_value(name):
+    """E6: a loop that a NaN ends before the outputs have seen it."""
+    network, params, inputs, labels = hopfield("hard_sigmoid", 6, 3)
+    inputs = inputs.at[2, 1].set(jnp.nan)
+    if name == "implicit":
+        solver = energy.state_solver(network, rtol=1e-8)
+        implicit = hypergradients.implicit()
+        rule = energy.by_hypergradient("implicit", network, COST, solver, implicit)
+    else:
+        rule = RELAXED[name](network, COST, relaxations.sweeps(200, rtol=1e-8))
+    (value, aux), grads = jax.jit(rule)(params, inputs, labels)
+    assert jnp.isnan(value)
+    assert jnp.any(jnp.isnan(aux.outputs))
+    assert not aux.converged
+    assert any(jnp.any(jnp.isnan(x)) for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "expected"), [(True, True), (False, False), (None, None)]
+)
+def test_asymmetric_weights_are_said_to_be_biased(symmetric, expected):
+    """E7: the phases converge, and their contrast is no gradient."""
+    edges = [("inputs", "h", linen.Dense(5)), ("h", "o", linen.Dense(3))]
+    if not symmetric:
+        edges.append(("o", "h", linen.Dense(5)))
+    units, layers = {"h": "tanh", "o": "identity"}, {"h": (5,), "o": (3,)}
+    network = networks.connected(layers, edges, "o", units, symmetric=bool(symmetric))
+    if symmetric is None:  # of one's own: nobody has looked
+        network = network._replace(conservative=None)
+    inputs = jax.random.normal(KEY, (3, 4), float)
+    params = jax.tree.map(lambda x: (0.6 * x).astype(float), network.init(KEY, inputs))
+    settle = relaxations.sweeps(200, order="synchronous")
+    rule = energy.equilibrium_propagation(network, COST, settle, beta=1e-3)
+    aux = aux_of(rule, params, inputs, jnp.arange(3))
+    assert aux.converged
+    assert (None if aux.unbiased is None else bool(aux.unbiased)) is expected
+    solver = linear_solvers.normal_cg()
+    exact = energy.recurrent_back_propagation(network, COST, settle, solver)
+    assert aux_of(exact, params, inputs, jnp.arange(3)).unbiased
+    clamped = energy.coupled_learning(network, COST, settle)
+    assert not aux_of(clamped, params, inputs, jnp.arange(3)).unbiased
+
+
 @pytest.mark.parametrize("num_sweeps", [1, 30])
 def test_a_slow_relaxation_has_not_converged(num_sweeps):
     """Its last sweep moves it by little, and a thousand of them by much."""

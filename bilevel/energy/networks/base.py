@@ -1,10 +1,12 @@
 """What an energy network is: a state that is an argmin, unit by unit solvable."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax import core
 
 from bilevel import trees
 from bilevel.energy.activations import Activation
@@ -199,8 +201,8 @@ def one_number(value: Any) -> jax.Array:
 def require_sum(network: EnergyNetwork, params: Tree, inputs: jax.Array) -> None:
     """Raises `ValueError` for an energy that is a mean over the examples.
 
-    Its slopes at the network's start, for the inputs and for the inputs twice, tell.
-    Nothing is said where they are traced or zero.
+    Its slopes tell, for the inputs and for the inputs twice, at the network's start and
+    one response later. Nothing is said where they are traced or zero.
 
     Args:
         network: with the energy.
@@ -208,23 +210,24 @@ def require_sum(network: EnergyNetwork, params: Tree, inputs: jax.Array) -> None
         inputs: `[B, ...]`.
     """
 
-    def slopes(params: Tree, inputs: jax.Array) -> jax.Array:
-        start = network.start(params, inputs)
-        found = state_gradient(lambda s: network.energy(params, s, inputs), start)
-        return trees.norm(found)
+    def size(params: Tree, state: State, inputs: jax.Array) -> jax.Array:
+        at = lambda s: network.energy(params, s, inputs)
+        return trees.norm(state_gradient(at, state))
 
     @jax.jit
-    def ratio(params: Tree, inputs: jax.Array) -> jax.Array:
-        twice = jnp.concatenate([inputs, inputs])
-        return slopes(params, twice) / slopes(params, inputs)
+    def ratios(params: Tree, inputs: jax.Array) -> list[jax.Array]:
+        twice = lambda tree: jax.tree.map(lambda x: jnp.concatenate([x, x]), tree)
+        start = network.start(params, inputs)
+        states = start, network.respond(params, start, inputs, {}, {})
+        both = twice(inputs)
+        return [size(params, twice(s), both) / size(params, s, inputs) for s in states]
 
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, inputs))):
+    if any(isinstance(x, core.Tracer) for x in jax.tree.leaves((params, inputs))):
         return
-    starts = [jax.eval_shape(network.start, params, x) for x in (inputs, inputs[:1])]
-    if jax.tree.leaves(starts[0])[0].shape == jax.tree.leaves(starts[1])[0].shape:
-        return  # a start of a fixed size, or one example: there is nothing to compare
+    told = [float(ratio) for ratio in ratios(params, inputs)]
+    told = [ratio for ratio in told if math.isfinite(ratio)]
     # Of twice the examples the norm is sqrt(2) times as large; of a mean 1 / sqrt(2).
-    if abs(float(ratio(params, inputs)) * 2**0.5 - 1) < 1e-2:
+    if told and all(abs(ratio * 2**0.5 - 1) < 1e-2 for ratio in told):
         raise ValueError(
             "the energy must be summed over the examples, and is a mean: with twice "
             "the examples each of them has half the force. The nudge beta is that of "
