@@ -302,12 +302,14 @@ def test_the_units_alone_decide_which_solver_there_is():
             assert jax.jit(rule)(params, inputs, targets)[0][1].converged
 
 
-@pytest.mark.parametrize("kind", ["output", "hidden", "skipping", "lifted"])
+@pytest.mark.parametrize(
+    "kind", ["output", "hidden", "skipping", "lifted", "projected"]
+)
 def test_energies_refuse_what_no_energy_has(kind):
     network = ENERGIES[kind](mixed)
     inputs, _ = data((3, 8))
     params = network.init(KEY, inputs)
-    with pytest.raises(ValueError, match=r"'mixed' couples|not the derivative of its"):
+    with pytest.raises(ValueError, match=r"' couples the|not the derivative of its"):
         network.respond(params, network.start(params, inputs), inputs, {}, {})
 
 

@@ -426,3 +426,14 @@ def test_anderson_in_half_precision():
     network, *args = hopfield("tanh", 8, 2)
     rule = energy.equilibrium_propagation(network, COST, relaxations.anderson(20))
     assert jnp.isfinite(aux_of(rule, *args, dtype=jnp.float16).displacement)
+
+
+def test_a_coupling_for_each_example_is_refused():
+    """E4: with as many phases as examples it would have a gradient, a wrong one."""
+    network, params, inputs, labels = hopfield("tanh", 6, 3)
+    inputs, labels = inputs[:2], labels[:2]
+    each = lambda p, s, u: network.coupling(p, s, u) * jnp.ones(2)
+    own = network._replace(coupling=each)
+    rule = energy.equilibrium_propagation(own, COST, relaxations.sweeps(5))
+    with pytest.raises(ValueError, match="an energy must be one number, the sum over"):
+        rule(params, inputs, labels)
