@@ -100,6 +100,7 @@ def test_the_original_rule_gets_worse_with_passes(alpha):
     assert one > 1.2 * relative_error(transposed, expected)
 
 
+@functools.cache
 def wide(factor=2.0):
     """Four layers of ReLU, the weights times a factor."""
     network, shape = dense("relu", widths=(16, 14, 12))
