@@ -11,6 +11,7 @@ from flax import linen
 
 from bilevel import energy, hypergradients
 from bilevel.energy import networks, relaxations
+from bilevel.energy.multi_pass_dual_propagation import Variant
 from bilevel.experiments.config import field
 
 
@@ -61,7 +62,7 @@ class Learning:
     beta: float = field(0.2, help="nudge of each sample", minimum=0.0)
     alpha: float = field(0.5, help="of dual propagation")
     original: bool = field(False, help="dual propagation of 2023, not DP-transpose")
-    damped: bool = field(False, help="the original, stable in several passes")
+    damped: bool = field(False, help="the original rule, stable in several passes")
     passes: Literal[
         "backward", "forward", "forward_backward", "odd_even", "even_odd"
     ] = field("backward", help="of dual propagation in several passes")
@@ -228,6 +229,13 @@ def descent(own: Learning) -> energy.Relaxation:
     return relaxations.gradient(optimizer, own.nudged_steps, noise=own.noise)
 
 
+def variant_of(own: Learning) -> Variant:
+    """Which rule the dyads follow in several passes."""
+    if own.damped:
+        return "damped"
+    return "original" if own.original else "transpose"
+
+
 _SWEPT = {
     "contrastive_hebbian_learning",
     "coupled_learning",
@@ -271,8 +279,7 @@ ON_CHAINS: dict[str, Make] = {
             beta=own.beta,
             order=own.passes,
             num_passes=own.nudged_steps,
-            original=own.original,
-            damped=own.damped,
+            variant=variant_of(own),
         )
     ),
     "fenchel_back_propagation": lambda chain, cost, own: (

@@ -13,16 +13,25 @@ from jax.scipy.special import xlogy
 
 
 class Activation(NamedTuple):
-    """An elementwise activation, and the potentials it comes from.
+    """An activation, and the potentials it comes from.
+
+    It acts on each unit by itself, or couples the units of an example, as softmax does.
+    Then potential and conjugate are what the sums of the values over an example are,
+    and f must be the derivative of the conjugate, so that its Jacobian is symmetric:
+    energies and dual propagation refuse others where they are first traced.
 
     Attributes:
         name: what `by_name` finds it under.
-        apply: f(a), non-decreasing where there is a potential.
-        potential: R(s) with R'(f(a)) = a, elementwise, for s in the range of f; it is
-            not checked that s lies there. None: f is not monotone.
-        conjugate: R*(a) = max over s of a s - R(s), with R*' = f. None as above.
-        curvature: c, where R(s) is c s^2 / 2 on an interval; otherwise None. Then a
-            quadratic term h s^2 / 2 is solved exactly with R: f(c a / (c + h)).
+        apply: f(a), non-decreasing where there is a potential (monotone, if units are
+            coupled).
+        potential: R(s) with R'(f(a)) = a, for s in the range of f; it is not checked
+            that s lies there. `[B, ...]`, whose sum over an example counts. None: f is
+            not monotone.
+        conjugate: R*(a) = max over s of a s - R(s), with R*' = f; shape and None as
+            above.
+        curvature: c, where R(s) is c s^2 / 2 on an interval (c |s|^2 / 2 on a convex
+            set, if units are coupled); otherwise None. Then a quadratic term
+            h s^2 / 2 is solved exactly with R: f(c a / (c + h)).
         holomorphic: f is analytic, and `apply` takes complex numbers.
     """
 
@@ -112,6 +121,12 @@ _ALL = (
         holomorphic=True,
     ),
     Activation("tanh", jnp.tanh, _tanh_potential, _tanh_conjugate, holomorphic=True),
+    Activation(
+        "softmax",
+        lambda a: jax.nn.softmax(a, axis=-1),
+        lambda s: xlogy(s, s),
+        lambda a: jax.nn.logsumexp(a, axis=-1),
+    ),
     Activation("gelu", jax.nn.gelu),
     Activation("silu", jax.nn.silu),
 )
@@ -124,8 +139,8 @@ def by_name(which: str | Activation) -> Activation:
     Args:
         which: 'identity', 'relu', 'leaky_relu', 'hard_sigmoid' (clip(a, 0, 1)),
             'half_hard_sigmoid' (clip(a / 2, 0, 1)), 'sigmoid', 'shifted_sigmoid'
-            (sigmoid(4 a - 2)), 'tanh', 'gelu' or 'silu' (no potential), or an
-            `Activation`.
+            (sigmoid(4 a - 2)), 'tanh', 'softmax' (over the last axis), 'gelu' or
+            'silu' (no potential), or an `Activation`.
 
     Raises:
         ValueError: there is none of this name.

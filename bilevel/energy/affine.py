@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.energy.feedforward import Block, Feedforward
+from bilevel.energy.jaxprs import inner, is_literal
 from bilevel.trees import Tree
 
 _LINEAR = frozenset(
@@ -92,9 +93,9 @@ def _not_affine(jaxpr: Any, depends: list[bool]) -> Iterator[str]:
             continue
         tainted.update(equation.outvars)
         primitive = equation.primitive.name
-        inner = _inner(equation)
-        if inner is not None and len(inner.invars) == len(has):
-            yield from _not_affine(inner, has)
+        called = inner(equation)
+        if called is not None and len(called.invars) == len(has):
+            yield from _not_affine(called, has)
         elif primitive in _BILINEAR:
             if sum(has) > 1:
                 yield primitive
@@ -115,14 +116,5 @@ def _is_rounded(equation: Any) -> bool:
     )
 
 
-def _inner(equation: Any) -> Any:
-    """The jaxpr of a call, or None."""
-    for key in ("jaxpr", "call_jaxpr"):
-        value = equation.params.get(key)
-        if value is not None:
-            return getattr(value, "jaxpr", value)
-    return None
-
-
 def _is_in(var: Any, tainted: set[Any]) -> bool:
-    return not hasattr(var, "val") and var in tainted  # a literal is not hashable
+    return not is_literal(var) and var in tainted

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.learning_rule import Aux, LearningRule, said
 from bilevel.trees import Tree
 
 
@@ -38,7 +38,7 @@ def back_propagation(network: Feedforward, cost: Cost) -> LearningRule:
 
         def loss(params: Tree) -> tuple[jax.Array, Aux]:
             outputs = network.apply(params, inputs)
-            return jnp.mean(cost(outputs, targets)), Aux(outputs)
+            return jnp.mean(cost(outputs, targets)), Aux(outputs, unbiased=said(True))
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

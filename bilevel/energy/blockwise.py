@@ -7,7 +7,8 @@ it receives the cotangent c' of a' and hands down
     c, sbar = pull(a, q)                  the activation's part
     parameters: (d_params l(sbar))^T c'
 
-Back-propagation is pull(a, q) = f'(a) q, f(a).
+Back-propagation is pull(a, q) = f'(a) q, f(a). A pull that takes a difference of f
+along q has J q where back-propagation has J^T q: f must then have a symmetric Jacobian.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ from bilevel import trees
 from bilevel.energy.affine import require_affine
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Block, Feedforward, Transpose
-from bilevel.energy.learning_rule import Aligned, Aux, LearningRule
+from bilevel.energy.fenchel_pairs import require_gradient
+from bilevel.energy.learning_rule import Aligned, Aux, LearningRule, said
 from bilevel.energy.transports import Transport
 from bilevel.trees import Tree
 
@@ -29,13 +31,22 @@ Pull: TypeAlias = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def derivative(f: Callable[[jax.Array], jax.Array]) -> Pull:
-    """The pull-back of back-propagation, f'(a) q."""
+    """The pull-back of back-propagation, f'(a) q; J^T q where f couples units."""
 
     def pull(a: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, slope = jax.jvp(f, (a,), (q,))
-        return slope, state
+        state, back = jax.vjp(f, a)
+        return back(q)[0], state
 
     return pull
+
+
+def require_gradients(
+    name: str, network: Feedforward, params: list[Tree], inputs: jax.Array
+) -> None:
+    """Raises `ValueError` where f, on some hidden layer, has no symmetric Jacobian."""
+    *hidden, _ = jax.eval_shape(network.pre_activations, params, inputs)
+    for a in hidden:
+        require_gradient(name, network.activation, a)
 
 
 def blockwise(
@@ -59,7 +70,8 @@ def blockwise(
         scale: factor of each sample's cost on the way back, which the gradients are
             divided by: matters where `pull` is not linear in q.
         affine: refuse blocks that are neither affine nor pooling, whose parameters
-            would see another state than the transpose does.
+            would see another state than the transpose does, and activations whose
+            Jacobian is not symmetric.
 
     Returns:
         A `LearningRule`; its parameters are `Aligned` where there is feedback.
@@ -98,6 +110,7 @@ def blockwise(
         del key
         if affine:
             require_affine(name, network, parts(params)[0], inputs)
+            require_gradients(name, network, parts(params)[0], inputs)
 
         def total(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Aux]]:
             forward, feedback = parts(params)
@@ -105,7 +118,10 @@ def blockwise(
             for unit, own, back in zip(units, forward[1:], feedback, strict=True):
                 a = unit(own, back, a)
             costs = cost(a, targets)
-            return scale * jnp.sum(costs), (jnp.mean(costs), Aux(a))
+            return scale * jnp.sum(costs), (
+                jnp.mean(costs),
+                Aux(a, unbiased=said(transport.is_exact)),
+            )
 
         grads, aux = jax.grad(total, has_aux=True)(params)
         return aux, trees.scale(1 / (scale * len(inputs)), grads)

@@ -85,18 +85,21 @@ def by_hypergradient(
         del key
         found = evaluate(start(params, inputs), params, Batches(inputs, targets))
         state, info = found.inner, found.info
+        # A NaN ends the solver before its state has settled, or seen the NaN.
+        is_lost = jnp.isnan(info.inner.residual_norm)
+        lost = lambda x: jnp.where(is_lost, jnp.nan, x).astype(x.dtype)
         answer = network.respond(params, state, inputs, {}, {})
         apart = rms(jax.tree.leaves(jax.tree.map(jnp.subtract, answer, state)))
         is_state = apart <= _APART * rms(jax.tree.leaves(state))
         count = sum(leaf.size for leaf in jax.tree.leaves(state))
         aux = Aux(
-            outputs=found.aux,
+            outputs=lost(found.aux),
             state=state,
             free_residual=info.inner.residual_norm / count**0.5,
             converged=info.inner.converged & info.pullback.converged & is_state,
             free_steps=info.inner.num_steps,
             nudged_steps=info.pullback.num_steps,
         )
-        return (found.value, aux), found.gradient
+        return (lost(found.value), aux), found.gradient
 
     return LearningRule(name, network.init, apply, value_and_grad, network.project)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bilevel import trees
 from bilevel.energy import chain_checks, phases, relaxations
 from bilevel.energy.analytic import not_analytic
-from bilevel.energy.checks import Check, close, left_out, order
+from bilevel.energy.checks import Check, close, is_a_sum, left_out, order
 from bilevel.energy.costs import Cost
 from bilevel.energy.coupled_learning import coupled_learning
 from bilevel.energy.equilibrium_propagation import equilibrium_propagation
@@ -68,7 +68,8 @@ def check_estimator(
 ) -> Checked:
     """Checks the gradient identities of a network, in float64.
 
-    For an energy: free and nudged phases settle; the implicit gradient is that of
+    For an energy: that of a batch is the sum over its examples; free and nudged phases
+    settle; the implicit gradient is that of
     finite differences; equilibrium propagation has the order in beta that its variant
     must have (holomorphic, too, where the network is); its one-sided estimate is the
     derivative of the value function V_b = min E + b C (Danskin), which lies within
@@ -163,6 +164,7 @@ def _energy_checks(
     (_, pushed), centred = both(betas[0])
     assert pushed.nudged_residual is not None
     found = [
+        is_a_sum(network, data, aux.state),
         close("the free phase settles: residual", float(aux.free_residual), 1e-10),
         close(
             "the nudged phases settle: residual", float(pushed.nudged_residual), 1e-10
@@ -287,8 +289,8 @@ def _value_function(
         ),
         Check(
             "(V_b - V_0) / b <= C <= (V_0 - V_-b) / b",
-            f"{float(value):.6f}",
-            f"[{low:.6f}, {high:.6f}]",
+            f"{float(value):.8g}",
+            f"[{low:.8g}, {high:.8g}]",
             inside,
         ),
     ]

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from bilevel.energy.networks.base import EnergyNetwork, State
+from bilevel.energy.phases import Data
 
 
 class Check(NamedTuple):
@@ -54,3 +59,32 @@ def order(
 def left_out(name: str, why: str) -> Check:
     """An identity that does not apply."""
     return Check(name, "", f"left out: {why}", True)
+
+
+def is_a_sum(network: EnergyNetwork, data: Data, state: State) -> Check:
+    """Whether the energy of a batch is the sum over its examples.
+
+    It is that of the difference between two states, so that a term which is the same
+    for all states does not matter. The second has the first's examples in another
+    order, and so keeps to all bounds.
+
+    Args:
+        network: with the energy.
+        data: parameters, inputs, targets.
+        state: of the batch.
+    """
+    name = "the energy of a batch = the sum over its examples"
+    other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), state)
+
+    @jax.jit
+    def difference(state: State, other: State, inputs: jax.Array) -> jax.Array:
+        at = lambda s: network.energy(data.params, s, inputs)
+        return at(other) - at(state)
+
+    alone = jax.tree.map(lambda x: x[:, None], (state, other, data.inputs))
+    each = jax.vmap(difference)(*alone)
+    size = float(jnp.max(jnp.abs(each)))
+    if len(data.inputs) < 2 or size == 0:
+        return left_out(name, "there is one example, or all are equal")
+    whole = difference(state, other, data.inputs)
+    return close(name, abs(float(whole - jnp.sum(each))) / size, 1e-8)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bilevel.energy import phases
 from bilevel.energy.analytic import require_analytic
 from bilevel.energy.costs import Cost, require_cost
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.learning_rule import Aux, LearningRule, said
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import are_bounded
 from bilevel.energy.relaxations import Relaxation
@@ -82,6 +82,8 @@ def contrastive(
             betas=betas,
         )
         aux = phases.report(outputs, first, pushed, tolerance, plan.beta)
+        # Clamped phases descend a cost of their own, whatever the network.
+        aux = aux._replace(unbiased=said(False if clamped else network.conservative))
         if not clamped:
             bounded = are_bounded(network, cost, betas)
             aux = aux._replace(converged=jnp.logical_and(aux.converged, bounded))

@@ -1,5 +1,6 @@
 """Difference target propagation: targets come down through learned inverses."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.learning_rule import Aligned, Aux, LearningRule
+from bilevel.energy.learning_rule import Aligned, Aux, LearningRule, said
 from bilevel.trees import Tree
 
 Function: TypeAlias = Callable[[jax.Array], jax.Array]
@@ -128,7 +129,9 @@ def difference_target_propagation(
         learned = jax.grad(_reconstruction)(
             feedback, network, forward, states, noise, key
         )
-        return (value, Aux(outputs)), Aligned([*grads, last], learned)
+        return (value, Aux(outputs, unbiased=said(False))), Aligned(
+            [*grads, last], learned
+        )
 
     def apply(params: Aligned, inputs: jax.Array) -> jax.Array:
         return network.apply(params.forward, inputs)
@@ -145,10 +148,12 @@ def _inverse(
     return Inverse(kernel, jnp.zeros((size,), below.dtype))
 
 
-def _invert(f: Function, inverse: Inverse, state: jax.Array) -> jax.Array:
-    """h, with its result still flat."""
+def _invert(
+    f: Function, inverse: Inverse, state: jax.Array, like: jax.Array
+) -> jax.Array:
+    """h, of the shape of the layer below, whose units f may couple."""
     flat = state.reshape(len(state), -1)
-    return f(flat @ inverse.kernel + inverse.bias[None])
+    return f((flat @ inverse.kernel + inverse.bias[None]).reshape(like.shape))
 
 
 def _gaps(
@@ -161,11 +166,9 @@ def _gaps(
     """
     gaps = [gap]
     for k in reversed(range(len(feedback))):
+        at = functools.partial(_invert, f, feedback[k], like=states[k])
         above = states[k + 1]
-        moved = _invert(f, feedback[k], above) - _invert(
-            f, feedback[k], above - gaps[0]
-        )
-        gaps.insert(0, moved.reshape(states[k].shape))
+        gaps.insert(0, at(above) - at(above - gaps[0]))
     return gaps
 
 
@@ -186,6 +189,6 @@ def _reconstruction(
             own = jax.random.fold_in(key, k)
             state = state + noise * jax.random.normal(own, state.shape, state.dtype)
         above = f(network.blocks[k + 1](params[k + 1], state))
-        gap = _invert(f, inverse, above) - state.reshape(len(state), -1)
+        gap = _invert(f, inverse, above, state) - state
         total = total + jnp.sum(gap**2) / (2 * len(state))
     return total

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.learning_rule import Aligned, Aux, LearningRule
+from bilevel.energy.learning_rule import Aligned, Aux, LearningRule, said
 
 
 def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
@@ -76,12 +76,13 @@ def direct_feedback_alignment(network: Feedforward, cost: Cost) -> LearningRule:
             if number < len(network.blocks) - 1:
                 a = pre_activations[number]
                 sent = jnp.tensordot(error, params.feedback[number], 1).astype(a.dtype)
-                state, delta = jax.jvp(f, (a,), (sent,))
+                state, back = jax.vjp(f, a)
+                (delta,) = back(sent)
             at = lambda p, block=block, below=below: block(p, below)
             grads += jax.vjp(at, params.forward[number])[1](delta)
             below = state
         feedback = jax.tree.map(jnp.zeros_like, params.feedback)
-        return (value, Aux(outputs)), Aligned(grads, feedback)
+        return (value, Aux(outputs, unbiased=said(False))), Aligned(grads, feedback)
 
     def apply(params: Aligned, inputs: jax.Array) -> jax.Array:
         return network.apply(params.forward, inputs)

@@ -54,7 +54,9 @@ def feedforward(
             of functions without parameters, applied in order. The activation stands
             between blocks; none follows the last. A block must be affine in its input
             (max-pooling is, as long as the maxima do not move). Layers of nnx come in
-            by Flax's bridge, `flax.nnx.bridge.to_linen(nnx.Linear, 64, 10)`.
+            by Flax's bridge, `flax.nnx.bridge.to_linen(nnx.Linear, 64, 10)`. There is
+            no chance in a chain: no rule has a key for dropout. A recurrent layer is
+            one block, within which every rule goes back through time.
         activation: f, by name (see `activations.by_name`) or your own.
 
     Returns:
@@ -62,7 +64,8 @@ def feedforward(
         are not parameters, such as the averages of a batch norm.
 
     Raises:
-        ValueError: no blocks, or one that is no layer and no function.
+        ValueError: no blocks; one that is no layer and no function; the same layer
+            object in two places: weights are not shared between blocks.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,6 +80,7 @@ def feedforward(
     parts = [
         parts_of("feedforward", number, block) for number, block in enumerate(blocks)
     ]
+    require_different("feedforward", parts)
     functions = tuple(block_of(one) for one in parts)
 
     def init(key: jax.Array, inputs: jax.Array) -> list[Tree]:
@@ -119,6 +123,26 @@ def parts_of(name: str, number: int, block: Part | Sequence[Part]) -> tuple[Part
                 "layers and functions of one array."
             )
     return tuple(parts)
+
+
+def require_different(name: str, parts: Sequence[tuple[Part, ...]]) -> None:
+    """Raises `ValueError` for a layer that stands in two places.
+
+    One who means to share its weights would get two sets of them without a word.
+    """
+    seen: dict[int, int] = {}
+    for number, some in enumerate(parts):
+        for layer in some:
+            if not isinstance(layer, linen.Module):
+                continue
+            if id(layer) in seen:
+                raise ValueError(
+                    f"{name}: block {number} holds the same {type(layer).__name__} "
+                    f"object as block {seen[id(layer)]}, which would get parameters of "
+                    "its own in each place. Weights are not shared between blocks; "
+                    "where they need not be, make a layer for each place."
+                )
+            seen[id(layer)] = number
 
 
 def init_parts(

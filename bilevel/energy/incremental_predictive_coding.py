@@ -9,7 +9,7 @@ from bilevel import iteration, trees
 from bilevel.energy import networks, phases
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.learning_rule import Aux, LearningRule, said
 from bilevel.energy.networks.base import State
 from bilevel.energy.relaxations.base import rms
 from bilevel.trees import Tree
@@ -99,6 +99,7 @@ def incremental_predictive_coding(
             displacement=rms(jax.tree.leaves(trees.sub(state, start))),
             # All energy is the cost's at first: the start is the forward pass.
             converged=total(moved, state) <= len(inputs) * value,
+            unbiased=said(False),
         )
         return (value, aux), way
 

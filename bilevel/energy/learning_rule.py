@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from bilevel.trees import Tree
 
@@ -32,6 +33,11 @@ class Aux(NamedTuple):
             where the forward pass takes its place.
         nudged_steps: the same of the nudged phases, the most; of an adjoint, the steps
             of its linear solver.
+        unbiased: whether the update is the gradient of the mean cost, in the limit of
+            small nudges and of phases that have settled; `converged` says nothing of
+            it. False: biased by construction, by weights that are not symmetric, by
+            feedback that is no transpose, or because the rule descends something else.
+            None: nobody has looked, as at an `EnergyNetwork` of your own.
     """
 
     outputs: jax.Array
@@ -42,6 +48,7 @@ class Aux(NamedTuple):
     converged: jax.Array | None = None
     free_steps: jax.Array | None = None
     nudged_steps: jax.Array | None = None
+    unbiased: jax.Array | None = None
 
 
 # Not a NamedTuple: `jax.jit(rule)` needs weak references, which tuples do not allow.
@@ -77,6 +84,11 @@ class LearningRule:
     ) -> tuple[tuple[jax.Array, Aux], Tree]:
         """Returns `((value, aux), grads)`, as `value_and_grad` does."""
         return self.value_and_grad(params, inputs, targets, key)
+
+
+def said(value: bool | None) -> jax.Array | None:
+    """What is known when a rule is made, as a field of `Aux`."""
+    return None if value is None else jnp.asarray(value)
 
 
 class Aligned(NamedTuple):

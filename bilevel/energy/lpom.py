@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bilevel.energy import diagnostics, networks, phases, relaxations
 from bilevel.energy.costs import Cost, require_cost
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.learning_rule import Aux, LearningRule, said
 from bilevel.energy.networks.base import EnergyNetwork, State
 from bilevel.energy.nudges import check_beta
 from bilevel.trees import Tree
@@ -114,6 +114,7 @@ def lpom(
         weights = jnp.array([1 / beta], outputs.dtype)
         grads = phases.contrast(network, data, None, stacked, weights)
         aux = phases.report_from_forward(outputs, start, settled, tolerance, beta)
+        aux = aux._replace(unbiased=said(not clamped))
         return (jnp.mean(cost(outputs, targets)), aux), grads
 
     return LearningRule("lpom", chain.init, chain.apply, value_and_grad)

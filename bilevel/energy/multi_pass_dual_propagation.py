@@ -1,8 +1,9 @@
 """Dual propagation as published: dyads that are stored, and visited many times."""
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 from bilevel import trees
 from bilevel.energy import diagnostics
 from bilevel.energy.affine import require_affine
+from bilevel.energy.blockwise import require_gradients
 from bilevel.energy.costs import Cost
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.learning_rule import Aux, LearningRule, said
 from bilevel.energy.nudges import check_beta
 from bilevel.iteration import iterate
 from bilevel.trees import Tree
@@ -22,9 +24,35 @@ Order: TypeAlias = Literal[
 ]
 """In which order a pass visits the layers."""
 
+Variant: TypeAlias = Literal["transpose", "original", "relinearised", "damped"]
+"""DP-transpose, or the rule of the first paper in one of three forms."""
+
 Dyads: TypeAlias = list[tuple[jax.Array, jax.Array]]
 """(s+, s-) of the layers 1 to L."""
 
+
+class Visited(NamedTuple):
+    """What the visits have made.
+
+    Attributes:
+        dyads: that of the output as its distance from `top`: the difference of the two
+            is then free of cancellation.
+        top: a_L when the output was last visited.
+    """
+
+    dyads: Dyads
+    top: jax.Array
+
+
+class Schedule(NamedTuple):
+    """The layers that are visited, from 0: first, in every further pass, at last."""
+
+    first: list[int]
+    further: list[int]
+    last: list[int]
+
+
+_NAME = "multi_pass_dual_propagation"
 _POWER_ITERATIONS = 50  # as in the published code
 _TOLERANCE = 0.1
 
@@ -37,8 +65,7 @@ def multi_pass_dual_propagation(
     beta: float = 0.1,
     order: Order = "backward",
     num_passes: int = 1,
-    original: bool = False,
-    damped: bool = False,
+    variant: Variant = "transpose",
 ) -> LearningRule:
     """Dual propagation with a schedule: layers in any order, each as often as wanted.
 
@@ -50,20 +77,25 @@ def multi_pass_dual_propagation(
 
     and sets
 
-        s+ = f(a + (1 - alpha) r),   s- = f(a - alpha r)            (DP-transpose)
-        s+ = f(a + alpha r),         s- = f(a - (1 - alpha) r)      (original)
-        s+ = f((a + alpha r + l s+) / (1 + l)),                     (damped original)
+        s+ = f(a + (1 - alpha) r),   s- = f(a - alpha r)            ("transpose")
+        s+ = f(a + alpha r),         s- = f(a - (1 - alpha) r)    ("original", and
+                                                                   "relinearised")
+        s+ = f((a + alpha r + l s+) / (1 + l)),                     ("damped")
         s- = f((a - (1 - alpha) r + l s-) / (1 + l)),
         l = max(0, (|block_{k+1}|^2 - 1) / 2)
 
     The output's dyad is a_L -+ its share of beta g, so that delta_L = -beta g, with g =
-    dC/da_L at the *forward* outputs, whatever the cost and the pass. The gradient of
-    block k is that of -<block_k(sbar_{k-1}), delta_k> / beta, states frozen.
+    dC/da_L at the *forward* outputs, whatever the cost and the pass; "relinearised" it
+    is taken anew, at the a_L of each visit. The gradient of block k is that of
+    -<block_k(sbar_{k-1}), delta_k> / beta, states frozen.
 
     One pass "backward" is `dual_propagation`, which costs less. More of them change
     nothing of DP-transpose with alpha 0 or 1, nor where f is piecewise linear without a
     kink on the way, otherwise the gradient by O(beta^2); the original rule they make
     worse unless it is damped. Schedules imitate hardware whose units are in no order.
+
+    The code released with the second paper runs DP-transpose, the original rule
+    "relinearised", and the "damped" one.
 
     Args:
         network: a chain of blocks.
@@ -71,30 +103,35 @@ def multi_pass_dual_propagation(
         alpha: in [0, 1], which of the two states is nearer to the forward state.
         beta: nudge of each *sample's* cost.
         order: of one pass: "backward" [L..1]; "forward" [1..L], whose feedback comes
-            down one layer a pass: it takes L passes; "forward_backward" [L..1], then in
-            every further pass [1..L-1] and [L..1]; "odd_even" layers 1, 3, ... and then
-            2, 4, ...; "even_odd" the other way.
+            down one layer a pass: it takes L passes; "forward_backward" [L..2], then
+            for every further pass [1..L-1] and [L..1], and [1] at the end: of three
+            layers and passes 3 2, 1 2 3 2 1, 1 2 3 2 1, 1; "odd_even" layers 1, 3, ...
+            and then 2, 4, ...; "even_odd" the other way.
         num_passes: at least 1.
-        original: the rule of the first paper; it is biased where alpha is not 1/2.
-        damped: with `original`: damps it by the spectral norms of the blocks, by power
-            iteration. It needs 30 passes, more where the norms are large. A block that
-            pools by maxima has a norm for each example's forward state, and the largest
-            of them counts.
+        variant: "transpose", the rule of the second paper; "original", that of the
+            first, biased where alpha is not 1/2; "relinearised", the same with the
+            gradient of the cost at every visit's own outputs (a single pass "backward"
+            has the forward ones only); "damped", the original rule damped by the
+            spectral norms of the blocks, by power iteration. It needs 30 passes, more
+            where the norms are large. A block that pools by maxima has a norm for each
+            example's forward state, and the largest of them counts.
 
     Returns:
-        A `LearningRule`. `aux.state` has the dyads `[(s+_1, s-_1), ...]`. From two
-        passes on there is a residual, the last pass's change, and `aux.converged` holds
-        where it is small in every layer. Cost: about 1 g for each pass (2 g for
-        "forward_backward"). A max-pool has its maxima where sbar has them (at s+ in the
-        published code).
+        A `LearningRule`. `aux.state` has the dyads `[(s+_1, s-_1), ...]` as their last
+        visits made them. From two passes on there is a residual, the last pass's
+        change, and `aux.converged` holds where it is small in every layer. Cost: about
+        1 g for each pass (2 g for "forward_backward"). A max-pool has its maxima where
+        sbar has them (at s+ in the published code).
 
     Raises:
-        ValueError: an argument out of range; `damped` without `original`, or with an
-            activation whose potential is not s^2 / 2 (identity, relu, hard_sigmoid);
-            when it is traced, a block that is neither affine nor pooling.
+        ValueError: an argument out of range; "damped" with an activation whose
+            potential is not s^2 / 2 (identity, relu, hard_sigmoid);
+            when it is traced, a block that is neither affine nor pooling, or an
+            activation whose Jacobian is not symmetric.
 
     Source: Hoier, Staudt and Zach 2023, arXiv:2302.01228 (original); Hoier and Zach
-    2024, arXiv:2402.08573 (DP-transpose, schedules, damping).
+    2024, arXiv:2402.08573 (DP-transpose, schedules, damping), and the code released
+    with it, Rasmuskh/dualprop_icml_2024 (orders of visits, re-linearisation).
 
     Example:
         >>> from flax import linen
@@ -110,12 +147,11 @@ def multi_pass_dual_propagation(
         >>> bool(aux.converged)
         True
     """
-    _check(network, alpha, beta, order, num_passes)
-    if damped:
-        _check_damped(network, original)
+    _check(alpha, beta, num_passes)
+    _check_names(network, order, variant)
     f, blocks = network.activation.apply, network.blocks
-    up, down = (alpha, 1 - alpha) if original else (1 - alpha, alpha)
-    first, further = _passes(order, len(blocks))
+    up, down = (1 - alpha, alpha) if variant == "transpose" else (alpha, 1 - alpha)
+    schedule = _schedule(order, len(blocks))
 
     def mean(dyad: tuple[jax.Array, jax.Array]) -> jax.Array:
         plus, minus = dyad
@@ -126,106 +162,104 @@ def multi_pass_dual_propagation(
         params: list[Tree], inputs: jax.Array, targets: jax.Array, key: Any
     ) -> tuple[tuple[jax.Array, Aux], list[Tree]]:
         del key
-        require_affine("multi_pass_dual_propagation", network, params, inputs)
+        require_affine(_NAME, network, params, inputs)
+        require_gradients(_NAME, network, params, inputs)
         *hidden, outputs = network.pre_activations(params, inputs)
         states = [f(a) for a in hidden]
-        costs, pull = jax.vjp(lambda outputs: cost(outputs, targets), outputs)
-        (g,) = pull(jnp.ones_like(costs))
-        nudges = -up * beta * g, down * beta * g
+        costs, slope = jax.vjp(lambda outputs: cost(outputs, targets), outputs)
+        (g,) = slope(jnp.ones_like(costs))
         damping = [0.0] * len(states)
-        if damped:
+        if variant == "damped":
             pairs = zip(blocks[1:], params[1:], states, strict=True)
             damping = [_damping(*one) for one in pairs]
 
-        def visit(dyads: Dyads, k: int) -> tuple[jax.Array, jax.Array]:
+        def drive(states: Visited, k: int) -> jax.Array:
+            return blocks[k](params[k], mean(states.dyads[k - 1]) if k > 0 else inputs)
+
+        def nudges(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+            now = g
+            if variant == "relinearised":
+                now = jax.grad(lambda o: jnp.sum(cost(o, targets)))(a)
+            return -up * beta * now, down * beta * now
+
+        def visit(states: Visited, k: int) -> Visited:
+            dyads = states.dyads
             if k == len(blocks) - 1:
-                return nudges
-            a = blocks[k](params[k], mean(dyads[k - 1]) if k > 0 else inputs)
+                a = drive(states, k)
+                return Visited([*dyads[:k], nudges(a)], a)
             above = lambda s: blocks[k + 1](params[k + 1], s)
             (r,) = jax.vjp(above, mean(dyads[k]))[1](dyads[k + 1][0] - dyads[k + 1][1])
-            if not damped:
-                return f(a + up * r), f(a - down * r)
-            (plus, minus), l = dyads[k], damping[k]
-            return (
-                f((a + up * r + l * plus) / (1 + l)),
-                f((a - down * r + l * minus) / (1 + l)),
-            )
+            a, l = drive(states, k), damping[k]
+            plus, minus = a + up * r, a - down * r
+            if variant == "damped":
+                plus = (plus + l * dyads[k][0]) / (1 + l)
+                minus = (minus + l * dyads[k][1]) / (1 + l)
+            new = f(plus), f(minus)
+            return states._replace(dyads=[*dyads[:k], new, *dyads[k + 1 :]])
 
-        def sweep(dyads: Dyads, layers: list[int]) -> Dyads:
-            for k in layers:
-                dyads = [*dyads[:k], visit(dyads, k), *dyads[k + 1 :]]
-            return dyads
+        def sweep(states: Visited, layers: list[int]) -> Visited:
+            return functools.reduce(visit, layers, states)
 
-        def step(carry: tuple[Dyads, Any]) -> tuple[Dyads, Any]:
-            dyads = sweep(carry[0], further)
-            return dyads, _rms(trees.sub(dyads, carry[0]))
+        def step(carry: tuple[Visited, Any]) -> tuple[Visited, Any]:
+            states = sweep(carry[0], schedule.further)
+            return states, _rms(trees.sub(states.dyads, carry[0].dyads))
 
-        # The output's dyad is kept as its distance from a_L: the difference of the two
-        # is then free of cancellation, and a_L is not needed on the way.
         start = [(s, s) for s in states]
-        dyads = sweep([*start, (jnp.zeros_like(g), jnp.zeros_like(g))], first)
-        unknown = jnp.zeros(len(blocks), trees.real_dtype(dyads))
-        dyads, changes = iterate(step, (dyads, unknown), num_steps=num_passes - 1)
+        none = jnp.zeros_like(g)
+        found = sweep(Visited([*start, (none, none)], outputs), schedule.first)
+        unknown = jnp.zeros(len(blocks), trees.real_dtype(found.dyads))
+        found, changes = iterate(step, (found, unknown), num_steps=num_passes - 1)
+        dyads, top = sweep(found, schedule.last)
         deltas = [plus - minus for plus, minus in dyads]
-        grads, a = [], outputs
+        grads = []
         below = [inputs, *map(mean, dyads[:-1])]
         for block, own, state, delta in zip(blocks, params, below, deltas, strict=True):
             at = lambda p, block=block, state=state: block(p, state)
-            a, pull = jax.vjp(at, own)
-            grads += pull(-delta / (beta * len(inputs)))
-        dyads[-1] = a + dyads[-1][0], a + dyads[-1][1]
+            grads += jax.vjp(at, own)[1](-delta / (beta * len(inputs)))
+        dyads = [*dyads[:-1], (top + dyads[-1][0], top + dyads[-1][1])]
         aux = _report(outputs, dyads, changes, deltas, [*damping, 0.0])
         if num_passes == 1:  # there is no earlier pass to compare it with
             aux = aux._replace(nudged_residual=None, converged=None)
         return (jnp.mean(costs), aux), grads
 
-    return LearningRule(
-        "multi_pass_dual_propagation", network.init, network.apply, value_and_grad
-    )
+    return LearningRule(_NAME, network.init, network.apply, value_and_grad)
 
 
-def _check(
-    network: Feedforward, alpha: float, beta: float, order: Order, num_passes: int
-) -> None:
-    name = "multi_pass_dual_propagation"
+def _check(alpha: float, beta: float, num_passes: int) -> None:
     if not 0 <= alpha <= 1:
-        raise ValueError(f"{name}: alpha must lie in [0, 1], got {alpha}.")
-    check_beta(name, beta)
-    if order not in get_args(Order):
-        raise ValueError(
-            f"{name}: order must be one of {', '.join(get_args(Order))}, got {order!r}."
-        )
+        raise ValueError(f"{_NAME}: alpha must lie in [0, 1], got {alpha}.")
+    check_beta(_NAME, beta)
     if not isinstance(num_passes, int) or num_passes < 1:
         raise ValueError(
-            f"{name}: num_passes must be an integer >= 1, got {num_passes!r}."
+            f"{_NAME}: num_passes must be an integer >= 1, got {num_passes!r}."
         )
 
 
-def _check_damped(network: Feedforward, original: bool) -> None:
-    name = "multi_pass_dual_propagation"
-    if not original:
+def _check_names(network: Feedforward, order: Order, variant: Variant) -> None:
+    for name, given, kind in (("order", order, Order), ("variant", variant, Variant)):
+        if given not in get_args(kind):
+            raise ValueError(
+                f"{_NAME}: {name} must be one of {', '.join(get_args(kind))}, got "
+                f"{given!r}."
+            )
+    if variant == "damped" and network.activation.curvature != 1:
         raise ValueError(
-            f"{name}: damping is defined for original=True; DP-transpose is stable "
-            "without it."
-        )
-    if network.activation.curvature != 1:
-        raise ValueError(
-            f"{name}: damping needs an activation with the potential s^2 / 2 (identity,"
-            f" relu, hard_sigmoid), got {network.activation.name!r}."
+            f"{_NAME}: damping needs an activation with the potential s^2 / 2 "
+            "(identity, relu, hard_sigmoid), got "
+            f"{network.activation.name!r}."
         )
 
 
-def _passes(order: Order, num_blocks: int) -> tuple[list[int], list[int]]:
-    """The layers of the first pass and of all further ones, counted from 0."""
+def _schedule(order: Order, num_blocks: int) -> Schedule:
     upward = list(range(num_blocks))
     backward = upward[::-1]
     odd, even = upward[::2], upward[1::2]  # the layers 1, 3, ... and 2, 4, ...
-    table: dict[Order, tuple[list[int], list[int]]] = {
-        "backward": (backward, backward),
-        "forward_backward": (backward, upward[:-1] + backward),
-        "forward": (upward, upward),
-        "odd_even": (odd + even, odd + even),
-        "even_odd": (even + odd, even + odd),
+    table: dict[Order, Schedule] = {
+        "backward": Schedule(backward, backward, []),
+        "forward_backward": Schedule(backward[:-1], upward[:-1] + backward, [0]),
+        "forward": Schedule(upward, upward, []),
+        "odd_even": Schedule(odd + even, odd + even, []),
+        "even_odd": Schedule(even + odd, even + odd, []),
     }
     return table[order]
 
@@ -261,6 +295,7 @@ def _report(
         nudged_residual=mean(residuals),
         displacement=mean(displacements),
         converged=jnp.all(residuals <= _TOLERANCE * displacements),
+        unbiased=said(True),
     )
 
 

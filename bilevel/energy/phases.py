@@ -21,6 +21,7 @@ from bilevel.energy.networks.base import (
     Key,
     State,
     keys_of,
+    one_number,
     replaced,
     state_gradient,
 )
@@ -157,7 +158,7 @@ def nudged_energy(
     """E + beta C, summed over the examples."""
     outputs = network.outputs(data.params, state)
     nudge = beta * jnp.sum(cost(outputs, data.targets))
-    return network.energy(data.params, state, data.inputs) + nudge
+    return one_number(network.energy(data.params, state, data.inputs)) + nudge
 
 
 def contrast(
@@ -183,7 +184,7 @@ def contrast(
     """
 
     def at(params: Tree, state: State, beta: Any) -> jax.Array:
-        total = network.coupling(params, state, data.inputs)
+        total = one_number(network.coupling(params, state, data.inputs))
         if cost is not None and network.output_key is None:
             outputs = network.outputs(params, state)
             total = total + beta * jnp.sum(cost(outputs, data.targets))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from bilevel.energy import networks, phases, relaxations
 from bilevel.energy.costs import Cost, require_cost
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.learning_rule import Aux, LearningRule, said
 from bilevel.energy.nudges import check_beta
 from bilevel.energy.relaxations import Relaxation
 from bilevel.trees import Tree
@@ -77,6 +77,7 @@ def predictive_coding(
             network, data, None, stacked, 1 / betas, cost=cost, betas=betas
         )
         aux = phases.report_from_forward(outputs, start, settled, tolerance, beta)
+        aux = aux._replace(unbiased=said(True))
         return (jnp.mean(cost(outputs, targets)), aux), grads
 
     return LearningRule("predictive_coding", chain.init, chain.apply, value_and_grad)

@@ -1,12 +1,15 @@
 """Recurrent back-propagation: the adjoint of the fixed point, solved for."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from bilevel import linear_solvers, trees
 from bilevel.energy import phases
 from bilevel.energy.costs import Cost
-from bilevel.energy.learning_rule import Aux, LearningRule
+from bilevel.energy.elementwise import is_elementwise
+from bilevel.energy.learning_rule import Aux, LearningRule, said
 from bilevel.energy.networks.base import EnergyNetwork, State, keys_of, replaced
 from bilevel.energy.relaxations import Relaxation
 from bilevel.linear_solvers import LinearSolver
@@ -31,19 +34,25 @@ def recurrent_back_propagation(
 
     where units at their bounds (D = 0) drop out. The matrix is positive definite at a
     minimum, hence CG; with a linear solver for any matrix it is also right where no
-    energy has this response (asymmetric weights).
+    energy has this response (asymmetric weights). Where a layer couples its units
+    (softmax), the slopes are no numbers, and (1 - T'^T) u = dC/ds is solved as it is.
 
     Args:
         network: with the state.
         cost: of its outputs.
         free: solver of the state, which must converge.
-        linear_solver: default `linear_solvers.cg()`.
+        linear_solver: default `linear_solvers.cg()`; `linear_solvers.normal_cg()` where
+            a layer couples its units.
         tolerance: `aux.converged` needs a free residual of at most this part of the
             state, so the estimated way that is left, and an adjoint that was solved.
 
     Returns:
         A `LearningRule`; `aux.nudged_residual` is that of the adjoint. Cost: the free
-        phase, 2 g for each step of the linear solver.
+        phase, 2 g for each step of the linear solver (4 g of `normal_cg`).
+
+    Raises:
+        ValueError: when it is traced, a solver for symmetric matrices only where a
+            layer couples its units.
 
     Source: Almeida 1987; Pineda 1987; Scellier and Bengio 2019, arXiv:1711.08208.
 
@@ -62,7 +71,6 @@ def recurrent_back_propagation(
         >>> bool(aux.converged)
         True
     """
-    solver = linear_solver or linear_solvers.cg()
 
     def value_and_grad(
         params: Tree, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
@@ -77,7 +85,9 @@ def recurrent_back_propagation(
 
         both = jax.value_and_grad(mean_cost, argnums=(0, 1), has_aux=True)
         (value, outputs), (direct, cotangent) = both(params, state)
-        root, inverse = _roots(network, params, state, inputs)
+        solver, (root, inverse) = _scaled(
+            _answer(network, params, state, inputs), state, linear_solver
+        )
         _, pull = jax.vjp(lambda s: network.respond(params, s, inputs, {}, {}), state)
 
         def matvec(u: State) -> State:
@@ -100,6 +110,7 @@ def recurrent_back_propagation(
             converged=settled & info.converged & info.positive_definite,
             free_steps=found.num_steps,
             nudged_steps=info.num_steps,
+            unbiased=said(True),
         )
         return (value, aux), trees.add(direct, implicit)
 
@@ -112,18 +123,39 @@ def recurrent_back_propagation(
     )
 
 
-def _roots(
+def _answer(
     network: EnergyNetwork, params: Tree, state: State, inputs: jax.Array
-) -> tuple[State, State]:
-    """D^1/2 and its inverse, 0 where D is: a unit answers its own force with -D."""
+) -> Callable[[State], State]:
+    """The response to a force: a unit answers its own with -D."""
 
     def answer(force: State) -> State:
         pushes = {key: force[key] for key in keys_of(force)}
         return network.respond(params, state, inputs, pushes, {})
 
-    none = trees.zeros_like(state)
+    return answer
+
+
+def _scaled(
+    answer: Callable[[State], State], state: State, given: LinearSolver | None
+) -> tuple[LinearSolver, tuple[State, State]]:
+    """The solver, and the scales before and behind T'."""
+    if is_elementwise(answer, state):
+        return given or linear_solvers.cg(), _roots(answer, state)
+    if given is not None and given.symmetric_only:
+        raise ValueError(
+            "recurrent_back_propagation: a layer of the network couples its units "
+            "(softmax, say), so that the adjoint's matrix is not symmetric; expected a "
+            "linear solver for any matrix: leave linear_solver out, or pass "
+            "linear_solvers.normal_cg()."
+        )
     ones = jax.tree.map(jnp.ones_like, state)
-    slopes = jax.jvp(answer, (none,), (ones,))[1]
+    return given or linear_solvers.normal_cg(), (ones, ones)
+
+
+def _roots(answer: Callable[[State], State], state: State) -> tuple[State, State]:
+    """D^1/2 and its inverse, 0 where D is, for an answer that is elementwise."""
+    ones = jax.tree.map(jnp.ones_like, state)
+    (slopes,) = jax.vjp(answer, trees.zeros_like(state))[1](ones)
     root = jax.tree.map(lambda d: jnp.sqrt(jnp.maximum(-d, 0)), slopes)
     inverse = jax.tree.map(
         lambda r: jnp.where(r > 0, 1 / jnp.where(r > 0, r, 1), 0), root

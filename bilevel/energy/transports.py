@@ -20,21 +20,25 @@ class Transport(NamedTuple):
         weights: `(params, feedback) -> params` of the block that is transposed.
         has_feedback: there are feedback weights, initialised as the blocks are.
         is_learned: feedback gets the gradient of the block's own parameters.
+        is_exact: it is the block's own transpose; None: nobody has looked.
     """
 
     weights: Callable[[Tree, Tree], Tree]
     has_feedback: bool = False
     is_learned: bool = False
+    is_exact: bool | None = None
 
 
 def transpose() -> Transport:
     """The blocks' own transposes, as in back-propagation."""
-    return Transport(lambda params, feedback: params)
+    return Transport(lambda params, feedback: params, is_exact=True)
 
 
 def fixed_feedback() -> Transport:
     """Random weights that stay as they are (Lillicrap et al. 2016, arXiv:1411.0247)."""
-    return Transport(lambda params, feedback: feedback, has_feedback=True)
+    return Transport(
+        lambda params, feedback: feedback, has_feedback=True, is_exact=False
+    )
 
 
 def kolen_pollack() -> Transport:
@@ -46,7 +50,10 @@ def kolen_pollack() -> Transport:
     Source: Kolen and Pollack 1994; Akrout et al. 2019, arXiv:1904.05391.
     """
     return Transport(
-        lambda params, feedback: feedback, has_feedback=True, is_learned=True
+        lambda params, feedback: feedback,
+        has_feedback=True,
+        is_learned=True,
+        is_exact=False,
     )
 
 
@@ -60,4 +67,4 @@ def sign_symmetry() -> Transport:
         del feedback
         return jax.tree.map(lambda w: jnp.sign(w) * jnp.mean(jnp.abs(w)), params)
 
-    return Transport(weights)
+    return Transport(weights, is_exact=False)

@@ -10,6 +10,7 @@ from flax import linen
 
 from bilevel import energy
 from bilevel.energy import checks, networks
+from bilevel.energy.phases import Data
 
 COST = energy.squared_error()
 
@@ -28,7 +29,7 @@ def test_passes_for_a_hopfield_network():
     )
     assert found.passed, str(found)
     names = [check.name for check in found.checks]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names)) == 13
     assert "holomorphic, 4 points" in names
     assert str(found).splitlines()[0].split() == ["identity", "expected", "found"]
 
@@ -138,6 +139,56 @@ def test_fails_where_there_is_no_energy():
     assert any(name.startswith("Danskin") for name in failed)
     assert "equilibrium propagation, centred" in failed
     assert "FAILED" in str(found)
+
+
+def of_one_layer(reduce):
+    total = lambda p, s, u: reduce(jnp.sum(s[0] ** 2 / 2 - s[0] * (u @ p), -1))
+    return networks.from_energy(
+        total,
+        init=lambda key, u: jax.random.normal(key, (u.shape[1], CLASSES), float),
+        start=lambda p, u: [jnp.zeros((len(u), CLASSES))],
+        output=0,
+    )
+
+
+@pytest.mark.parametrize("reduce", [jnp.sum, jnp.mean])
+def test_an_energy_that_is_a_mean_is_named(reduce):
+    """E5: all other identities hold for it, with another nudge."""
+    network = of_one_layer(reduce)
+    inputs, labels = data((4, 8))
+    params = of_one_layer(jnp.sum).init(KEY, inputs)
+    name = "the energy of a batch = the sum over its examples"
+    if reduce is jnp.sum:
+        state = [jax.random.normal(KEY, (4, CLASSES))]
+        found = checks.is_a_sum(network, Data(params, inputs, labels), state)
+        assert found.name == name
+        assert found.passed, found
+        return
+    settle = energy.relaxations.sweeps(60, order="synchronous", step_size=0.7)
+    whole = energy.check_estimator(
+        network, COST, params, inputs, labels, free=settle, steps=()
+    )
+    assert not whole.passed
+    assert name in [one.name for one in whole.checks if not one.passed]
+
+
+def test_the_table_is_narrow_whatever_the_numbers():
+    """E14: an energy that is unbounded below has numbers like 1e180."""
+    total = lambda p, s, u: jnp.sum(-(s[0] ** 2) - s[0] * (u @ p))
+    network = networks.from_energy(
+        total,
+        init=lambda key, u: jax.random.normal(key, (u.shape[1], CLASSES), float),
+        start=lambda p, u: [jnp.zeros((len(u), CLASSES))],
+        output=0,
+    )
+    inputs, labels = data((4, 8))
+    params = network.init(KEY, inputs)
+    few = energy.relaxations.sweeps(200, order="synchronous")
+    found = energy.check_estimator(
+        network, COST, params, inputs, labels, steps=(), free=few
+    )
+    assert not found.passed
+    assert max(len(line) for line in str(found).splitlines()) < 150
 
 
 def test_wants_float64():

@@ -83,6 +83,11 @@ def test_what_is_refused():
         energy.feedforward([linen.Dense(2), 3])
     with pytest.raises(ValueError, match=r"Linear of nnx.*to_linen\(nnx.Linear"):
         energy.feedforward([nnx.Linear(2, 3, rngs=nnx.Rngs(0))])
+    one = linen.Dense(2)
+    with pytest.raises(ValueError, match="block 2 holds the same Dense object as bloc"):
+        energy.feedforward([linen.Dense(2), one, [jnp.tanh, one]])  # E13
+    with pytest.raises(ValueError, match="block 0 holds the same Dense object as bloc"):
+        energy.feedforward([[one, one]])
     norm = linen.BatchNorm(use_running_average=True)
     network = energy.feedforward([[linen.Dense(2), norm]])
     with pytest.raises(ValueError, match=r"BatchNorm has variables .* \(batch_stats\)"):

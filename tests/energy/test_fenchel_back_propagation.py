@@ -101,6 +101,6 @@ def test_exact_for_piecewise_linear_activations(activation):
     ],
 )
 def test_what_is_refused(betas, message):
-    network = energy.feedforward([linen.Dense(2)] * 3)
+    network = energy.feedforward([linen.Dense(2) for _ in range(3)])
     with pytest.raises(ValueError, match=message):
         fenchel_back_propagation(network, COST, betas=betas)

@@ -31,10 +31,11 @@ exact = functools.partial(gradient, energy.back_propagation)
 @pytest.mark.parametrize("make", [dense, convolutional])
 def test_one_backward_pass_is_the_one_sweep_rule(make, alpha, original):
     for beta in (0.05, 2.0):
-        options = {"alpha": alpha, "beta": beta, "original": original}
-        expected = one_sweep(*make(), **options)
+        options = {"alpha": alpha, "beta": beta}
+        expected = one_sweep(*make(), **options, original=original)
+        variant = "original" if original else "transpose"
         for order in ("backward", "forward_backward"):
-            found = multi_pass(*make(), **options, order=order)
+            found = multi_pass(*make(), **options, order=order, variant=variant)
             assert relative_error(found, expected) < 1e-12
 
 
@@ -90,15 +91,16 @@ def test_exact_for_piecewise_linear_activations(activation, order):
 def test_the_original_rule_gets_worse_with_passes(alpha):
     """Feedback leaks upward at first order, which one sweep sees only in part."""
     expected = exact(*dense())
-    options = {"alpha": alpha, "beta": 0.1, "original": True}
+    options = {"alpha": alpha, "beta": 0.1, "variant": "original"}
     one = relative_error(multi_pass(*dense(), **options), expected)
     many = relative_error(multi_pass(*dense(), **options, num_passes=15), expected)
-    options["original"] = False
+    options["variant"] = "transpose"
     transposed = multi_pass(*dense(), **options, num_passes=15)
     assert many > 1.2 * one
     assert one > 1.2 * relative_error(transposed, expected)
 
 
+@functools.cache
 def wide(factor=2.0):
     """Four layers of ReLU, the weights times a factor."""
     network, shape = dense("relu", widths=(16, 14, 12))
@@ -124,10 +126,12 @@ def test_stability():
     (first, _), (later, settled) = (spread(n, alpha=1.0) for n in (1, 5))
     assert settled
     assert later == pytest.approx(first, rel=1e-12)
-    (first, _), (later, settled) = (spread(n, alpha=1.0, original=True) for n in (1, 5))
+    (first, _), (later, settled) = (
+        spread(n, alpha=1.0, variant="original") for n in (1, 5)
+    )
     assert not settled
     assert abs(later / first - 1) > 0.2
-    damped = {"original": True, "damped": True}
+    damped = {"variant": "damped"}
     # For alpha = 1/2 all three have the same dyads to settle at; after 12 passes the
     # changes are small because they are damped.
     assert not spread(12, **damped)[1]
@@ -141,7 +145,7 @@ def test_damped_states_are_the_published_ones():
     network, params, inputs, labels = wide()
     alpha, beta = 0.3, 0.5
     rule = multi_pass_dual_propagation(
-        network, COST, alpha=alpha, beta=beta, num_passes=2, original=True, damped=True
+        network, COST, alpha=alpha, beta=beta, num_passes=2, variant="damped"
     )
     (_, aux), _ = rule(params, inputs, labels)
     kernels = [np.asarray(one["kernel"]) for one in params]
@@ -209,7 +213,7 @@ def test_the_output_is_nudged_from_its_forward_prediction():
     params = network.init(KEY, inputs)
     alpha, beta = 0.3, 2.0
     rule = multi_pass_dual_propagation(
-        network, COST, alpha=alpha, beta=beta, num_passes=4
+        network, COST, alpha=alpha, beta=beta, num_passes=4, order="forward"
     )
     (_, aux), grads = rule(params, inputs, labels)
     g = jax.nn.softmax(aux.outputs) - jax.nn.one_hot(labels, 5)
@@ -228,10 +232,10 @@ def test_damped_passes_over_convolutions_in_narrow_types():
     inputs, labels = data(shape)
     params = network.init(KEY, inputs)
     params = jax.tree.map(lambda x: (x / 4).astype(jnp.float32), params)
-    options = {"beta": 1.0, "num_passes": 8, "original": True}
+    options = {"beta": 1.0, "num_passes": 8}
     found = []
-    for damped in (False, True):
-        rule = multi_pass_dual_propagation(network, COST, **options, damped=damped)
+    for variant in ("original", "damped"):
+        rule = multi_pass_dual_propagation(network, COST, **options, variant=variant)
         compiled = jax.jit(rule.value_and_grad)
         found.append(compiled(params, inputs.astype(jnp.float32), labels, None)[1])
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
@@ -282,6 +286,92 @@ def test_has_not_converged_while_feedback_is_on_its_way():
     assert found == [False, True]
 
 
+ALPHA = 0.3
+
+
+def by_hand(layers, beta, damping, *, relinearised=False):
+    """The original rule as the released code has it, layers counted from 1.
+
+    Returns the gradients of the kernels and the output's dyad.
+    """
+    network, params, inputs, labels = wide(1.5)
+    kernels = [np.asarray(one["kernel"]) for one in params]
+    biases = [np.asarray(one["bias"]) for one in params]
+    last = len(kernels)
+    slope = jax.grad(lambda o: jnp.sum(COST(o, labels)))
+    states = [inputs, *map(jax.nn.relu, network.pre_activations(params, inputs)[:-1])]
+    outputs = network.apply(params, inputs)
+    plus = [*map(np.asarray, states), np.asarray(outputs)]
+    minus = list(plus)
+    mean = lambda k: ALPHA * plus[k] + (1 - ALPHA) * minus[k]
+    for k in layers:
+        a = mean(k - 1) @ kernels[k - 1] + biases[k - 1]
+        if k == last:
+            g = np.asarray(slope(jnp.asarray(a) if relinearised else outputs))
+            plus[k], minus[k] = a - ALPHA * beta * g, a + (1 - ALPHA) * beta * g
+            continue
+        r, l = (plus[k + 1] - minus[k + 1]) @ kernels[k].T, damping[k - 1]
+        plus[k] = np.maximum(0, (a + ALPHA * r + l * plus[k]) / (1 + l))
+        minus[k] = np.maximum(0, (a - (1 - ALPHA) * r + l * minus[k]) / (1 + l))
+    grads = [
+        -mean(k).T @ (plus[k + 1] - minus[k + 1]) / (beta * len(inputs))
+        for k in range(last)
+    ]
+    return grads, (plus[-1], minus[-1])
+
+
+def kernels_of(beta, **options):
+    network, params, inputs, labels = wide(1.5)
+    rule = multi_pass_dual_propagation(network, COST, alpha=ALPHA, beta=beta, **options)
+    (_, aux), grads = jax.jit(rule)(params, inputs, labels)
+    return [one["kernel"] for one in grads], aux.state[-1]
+
+
+def test_damped_visits_are_in_the_published_order():
+    """E2: 4 layers, 3 passes; the last visit of layer 1 stands at the end."""
+    _, params, _, _ = wide(1.5)
+    norms = [np.linalg.norm(np.asarray(one["kernel"]), 2) for one in params]
+    damping = [max(0, (norm**2 - 1) / 2) for norm in norms[1:]]
+    assert min(damping) > 0.1
+    options = {"order": "forward_backward", "variant": "damped", "num_passes": 3}
+    found, _ = kernels_of(0.1, **options)
+    visits = [4, 3, 2, *2 * [1, 2, 3, 4, 3, 2, 1], 1]
+    assert relative_error(found, by_hand(visits, 0.1, damping)[0]) < 1e-6
+    other = [4, 3, 2, 1, *2 * [1, 2, 3, 4, 3, 2, 1]]
+    assert relative_error(found, by_hand(other, 0.1, damping)[0]) > 1e-4
+
+
+@pytest.mark.parametrize("order", ["backward", "forward_backward"])
+def test_the_original_rule_takes_the_cost_at_every_visit(order):
+    """E3: as in the released code; "original" takes it at the forward outputs."""
+    back = {"backward": [4, 3, 2, 1], "forward_backward": [1, 2, 3, 4, 3, 2, 1]}[order]
+    visits = [4, 3, 2, *([1] if order == "backward" else []), *2 * back]
+    for variant in ("original", "relinearised"):
+        options = {"order": order, "num_passes": 3, "variant": variant}
+        found, _ = kernels_of(0.5, **options)
+        is_new = variant == "relinearised"
+        both = [
+            by_hand(visits, 0.5, [0, 0, 0], relinearised=one)[0]
+            for one in (is_new, not is_new)
+        ]
+        assert relative_error(found, both[0]) < 1e-12
+        assert relative_error(found, both[1]) > 1e-3
+
+
+@pytest.mark.parametrize("num_passes", [1, 3])
+@pytest.mark.parametrize("variant", ["original", "relinearised"])
+def test_the_dyads_that_are_told_were_visited(variant, num_passes):
+    """E14: those of the output, too."""
+    _, found = kernels_of(0.5, num_passes=num_passes, variant=variant)
+    _, expected = by_hand(
+        num_passes * [4, 3, 2, 1],
+        0.5,
+        [0, 0, 0],
+        relinearised=variant == "relinearised",
+    )
+    assert relative_error(found, expected) < 1e-12
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -291,8 +381,8 @@ def test_has_not_converged_while_feedback_is_on_its_way():
         ({"order": "sideways"}, "order must be one of backward, .*, got 'sideways'"),
         ({"num_passes": 0}, "num_passes must be an integer >= 1, got 0"),
         ({"num_passes": 1.5}, "num_passes must be an integer >= 1, got 1.5"),
-        ({"damped": True}, "damping is defined for original=True"),
-        ({"damped": True, "original": True}, r"potential s\^2 / 2 .*, got 'tanh'"),
+        ({"variant": "first"}, "variant must be one of transpose, .*, got 'first'"),
+        ({"variant": "damped"}, r"potential s\^2 / 2 .*, got 'tanh'"),
     ],
 )
 def test_what_is_refused(options, message):

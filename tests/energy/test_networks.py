@@ -527,6 +527,41 @@ def test_dtypes_stay():
 TWO = {"hidden": (4,), "out": (2,)}
 
 
+SAME = linen.Dense(2)
+
+
+def responded(total):
+    """The response of an energy of one's own, once it is initialised."""
+    network = networks.from_energy(
+        total,
+        init=lambda key, u: jnp.ones((4, 2)),
+        start=lambda params, u: [jnp.zeros((len(u), 2))],
+        output=0,
+    )
+    inputs = jax.random.normal(jax.random.key(0), (5, 4))
+    params = network.init(jax.random.key(0), inputs)
+    return network.respond(params, network.start(params, inputs), inputs, {}, {})
+
+
+def test_energies_that_couple_examples_are_not_refused():
+    """Only a mean has another nudge than it says; a sum passes, of one example too."""
+    for total in (
+        lambda p, s, u: jnp.sum(s[0] ** 2 - s[0] * (u @ p)),
+        lambda p, s, u: jnp.sum(s[0] ** 2) + jnp.sum(jnp.mean(s[0] - u @ p, 0) ** 2),
+    ):
+        (state,) = responded(total)
+        assert state.shape == (5, 2)
+    traced = jax.vmap(
+        lambda key: networks.from_energy(
+            lambda p, s, u: jnp.sum(s[0] ** 2 - s[0] * (u @ p)),
+            init=lambda key, u: jax.random.normal(key, (4, 2)),
+            start=lambda params, u: [jnp.zeros((len(u), 2))],
+            output=0,
+        ).init(key, jnp.ones((5, 4)))
+    )
+    assert traced(jax.random.split(jax.random.key(0), 3)).shape == (3, 4, 2)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -580,6 +615,22 @@ TWO = {"hidden": (4,), "out": (2,)}
                 lambda p, s, u: 0.0, lambda k, u: [], lambda p, u: u, 0, curvature=0.0
             ),
             "from_energy: curvature must be positive, got 0.0",
+        ),
+        (  # E13
+            lambda: networks.connected(
+                {"out": (2,)},
+                [("inputs", "out", SAME), ("out", "out", SAME)],
+                "out",
+            ),
+            "connected: block 1 holds the same Dense object as block 0",
+        ),
+        (  # E4: one number for each example
+            lambda: responded(lambda p, s, u: jnp.sum(s[0] ** 2 - s[0] * (u @ p), -1)),
+            r"an energy must be one number, the sum .*, got the shape \(5",
+        ),
+        (  # E5: a mean
+            lambda: responded(lambda p, s, u: jnp.mean(s[0] ** 2 - s[0] * (u @ p))),
+            r"the energy must be summed over the examples, and is a mean",
         ),
         (
             lambda: keys_of(INPUT),

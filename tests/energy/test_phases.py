@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen
 
-from bilevel import energy, hypergradients, inner_solvers, linear_solvers
+from bilevel import energy, hypergradients, inner_solvers, linear_solvers, trees
 from bilevel.energy import networks, phases, relaxations
 from bilevel.energy.relaxations.base import rms
 
@@ -48,11 +48,71 @@ def test_a_nudge_below_rounding_is_no_nudge(dtype, beta, expected):
 
 def two_units(weight):
     """E = |h|^2/2 + |o|^2/2 - <h, a> - <o, h w>: sweeps contract by w^2."""
-    chain = energy.feedforward([linen.Dense(1, param_dtype=float)] * 2, "identity")
+    blocks = [linen.Dense(1, param_dtype=float) for _ in range(2)]
+    chain = energy.feedforward(blocks, "identity")
     values = [[0.8], [weight]]
     params = [{"kernel": jnp.array([v]), "bias": jnp.array([0.1])} for v in values]
     inputs = jnp.array([[0.7], [-0.4], [1.2]])
     return networks.hopfield(chain), params, inputs, jnp.array([[1.0], [0.3], [-0.5]])
+
+
+RELAXED = {
+    "equilibrium_propagation": energy.equilibrium_propagation,
+    "coupled_learning": energy.coupled_learning,
+    "recurrent_back_propagation": energy.recurrent_back_propagation,
+    "contrastive_hebbian_learning": energy.contrastive_hebbian_learning,
+}
+
+
+@pytest.mark.parametrize("name", [*RELAXED, "implicit"])
+def test_nan_in_an_input_is_nan_in_the_value(name):
+    """E6: a loop that a NaN ends before the outputs have seen it."""
+    network, params, inputs, labels = hopfield("hard_sigmoid", 6, 3)
+    inputs = inputs.at[2, 1].set(jnp.nan)
+    if name == "implicit":
+        solver = energy.state_solver(network, rtol=1e-8)
+        implicit = hypergradients.implicit()
+        rule = energy.by_hypergradient("implicit", network, COST, solver, implicit)
+    else:
+        rule = RELAXED[name](network, COST, relaxations.sweeps(200, rtol=1e-8))
+    (value, aux), grads = jax.jit(rule)(params, inputs, labels)
+    assert jnp.isnan(value)
+    assert jnp.any(jnp.isnan(aux.outputs))
+    assert not aux.converged
+    assert any(jnp.any(jnp.isnan(x)) for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "expected"), [(True, True), (False, False), (None, None)]
+)
+def test_asymmetric_weights_are_said_to_be_biased(symmetric, expected):
+    """E7: the phases converge, and their contrast is no gradient."""
+    edges = [("inputs", "h", linen.Dense(5)), ("h", "o", linen.Dense(3))]
+    if not symmetric:
+        edges.append(("o", "h", linen.Dense(5)))
+    units, layers = {"h": "tanh", "o": "identity"}, {"h": (5,), "o": (3,)}
+    network = networks.connected(layers, edges, "o", units, symmetric=bool(symmetric))
+    if symmetric is None:  # of one's own: nobody has looked
+        network = network._replace(conservative=None)
+    inputs = jax.random.normal(KEY, (3, 4), float)
+    params = jax.tree.map(lambda x: (0.6 * x).astype(float), network.init(KEY, inputs))
+    settle = relaxations.sweeps(200, order="synchronous")
+    rule = energy.equilibrium_propagation(network, COST, settle, beta=1e-3)
+    aux = aux_of(rule, params, inputs, jnp.arange(3))
+    assert aux.converged
+    assert (None if aux.unbiased is None else bool(aux.unbiased)) is expected
+    if symmetric is None:
+        return
+    if symmetric:  # clamped phases descend something else
+        clamped = energy.coupled_learning(network, COST, settle)
+        assert not aux_of(clamped, params, inputs, jnp.arange(3)).unbiased
+        return
+    solver = linear_solvers.normal_cg()
+    exact = energy.recurrent_back_propagation(network, COST, settle, solver)
+    (_, found), grads = jax.jit(exact)(params, inputs, jnp.arange(3))
+    assert found.unbiased
+    _, contrasted = jax.jit(rule)(params, inputs, jnp.arange(3))
+    assert float(trees.norm(trees.sub(contrasted, grads)) / trees.norm(grads)) > 0.3
 
 
 @pytest.mark.parametrize("num_sweeps", [1, 30])
@@ -373,3 +433,14 @@ def test_anderson_in_half_precision():
     network, *args = hopfield("tanh", 8, 2)
     rule = energy.equilibrium_propagation(network, COST, relaxations.anderson(20))
     assert jnp.isfinite(aux_of(rule, *args, dtype=jnp.float16).displacement)
+
+
+def test_a_coupling_for_each_example_is_refused():
+    """E4: with as many phases as examples it would have a gradient, a wrong one."""
+    network, params, inputs, labels = hopfield("tanh", 6, 3)
+    inputs, labels = inputs[:2], labels[:2]
+    each = lambda p, s, u: network.coupling(p, s, u) * jnp.ones(2)
+    own = network._replace(coupling=each)
+    rule = energy.equilibrium_propagation(own, COST, relaxations.sweeps(5))
+    with pytest.raises(ValueError, match="an energy must be one number, the sum over"):
+        rule(params, inputs, labels)

@@ -51,6 +51,21 @@ def test_z_il_is_back_propagation(cost):
     assert relative_error(gradient(energy.z_il(CHAIN, cost)), exact) < 1e-13
 
 
+def test_z_il_costs_as_much_as_back_propagation_at_every_depth():
+    """E9: lines of the program."""
+
+    def lines(make, num_blocks):
+        chain = energy.feedforward([Dense(8) for _ in range(num_blocks)], "tanh")
+        params = jax.eval_shape(chain.init, KEY, INPUTS)
+        targets = jnp.zeros((len(INPUTS), 8))
+        rule = jax.jit(make(chain, COST).value_and_grad)
+        return len(rule.lower(params, INPUTS, targets, None).as_text().splitlines())
+
+    for num_blocks in (4, 16):
+        ratio = lines(energy.z_il, num_blocks)
+        assert ratio < 1.6 * lines(energy.back_propagation, num_blocks)
+
+
 def test_predictive_coding_approaches_back_propagation():
     exact = gradient(energy.back_propagation(CHAIN, COST))
     settle = sweeps(200, order="synchronous", step_size=0.3)

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen
 
-from bilevel.energy import relaxations
+from bilevel import energy
+from bilevel.energy import phases, relaxations
 from bilevel.energy.relaxations import anderson, damped_sweeps, gradient, sweeps
+from bilevel.energy.relaxations.base import drawn as noise_of
 
 BATCH, WIDTHS = 3, (2, 3, 1, 2)
 RNG = np.random.default_rng(0)
@@ -174,9 +177,66 @@ def test_stops_at_once_where_settled_and_at_nan(make):
     broken = solved(START, np.nan)
     assert np.isnan(broken.residual)
     assert int(broken.num_steps) == 1
+    assert np.all(np.isnan(np.concatenate(broken.state, 1)))
     lost = solved([np.full_like(s, np.nan) for s in START], 0.0)
     assert not np.isfinite(lost.residual)
     assert np.all(np.isnan(np.concatenate(lost.state, 1)))
+
+
+def deep(num_blocks, counts):
+    def counted(x):
+        counts.append(1)
+        return x
+
+    blocks = [[linen.Dense(4), counted] for _ in range(num_blocks)]
+    return energy.feedforward(blocks, "tanh")
+
+
+@pytest.mark.parametrize("order", ["forward", "even_odd", "forward_backward"])
+def test_a_sweep_traces_every_layer_once(order):
+    """E9: the number of calls of blocks, and of lines of the program."""
+    calls, lines = [], []
+    for num_blocks in (4, 8, 16):
+        counts = []
+        chain = deep(num_blocks, counts)
+        inputs = jnp.ones((2, 4))
+        params = jax.eval_shape(chain.init, jax.random.key(0), inputs)
+        network = energy.networks.hopfield(chain)
+        counts.clear()
+
+        def settle(params, network=network, inputs=inputs):
+            solver = sweeps(10, order=order)
+            return phases.relax_free(network, solver, params, inputs).state
+
+        lowered = jax.jit(settle).lower(params)
+        calls.append(len(counts))
+        lines.append(len(lowered.as_text().splitlines()))
+    assert calls[2] / calls[1] < 2.2
+    assert (lines[2] - lines[1]) / (lines[1] - lines[0]) < 2.2  # 4 if it were L^2
+
+
+@pytest.mark.parametrize("order", ["forward", "even_odd", ((2,), (0, 1, 3))])
+def test_layers_in_parts_are_those_of_the_whole_response(order):
+    """E9: with noise, which pushes the layers of a group, and for layers by name."""
+    key, noise, names = jax.random.key(5), 0.1, "abcd"
+
+    def named(state, force):
+        pushed = {names.index(name): one for name, one in force.items()}
+        new = respond([state[name] for name in names], pushed)
+        return dict(zip(names, new, strict=True))
+
+    expected = [jnp.asarray(s) for s in START]
+    for number, group in enumerate(ORDERS[order]):
+        own = jax.random.fold_in(jax.random.fold_in(key, 0), number)
+        new = respond(expected, noise_of(noise, own, expected, group))
+        expected = [new[k] if k in group else expected[k] for k in range(4)]
+    start = [jnp.asarray(s) for s in START]
+    found = sweeps(1, order=order, noise=noise).solve(respond, start, key)
+    close(found.state, expected)
+    groups = [[names[k] for k in group] for group in ORDERS[order]]
+    start = dict(zip(names, start, strict=True))
+    found = sweeps(1, order=groups, noise=noise).solve(named, start, key)
+    close([found.state[name] for name in names], expected)
 
 
 def test_part_of_the_way_is_gradient_descent():

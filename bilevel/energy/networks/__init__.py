@@ -11,8 +11,8 @@ Any rule for energies trains any of them.
 """
 
 from bilevel.energy.networks.base import EnergyNetwork as EnergyNetwork
-from bilevel.energy.networks.base import from_energy as from_energy
 from bilevel.energy.networks.connected import connected as connected
+from bilevel.energy.networks.from_energy import from_energy as from_energy
 from bilevel.energy.networks.hopfield import hopfield as hopfield
 from bilevel.energy.networks.lifted import lifted as lifted
 from bilevel.energy.networks.predictive import predictive as predictive

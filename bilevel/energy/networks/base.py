@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.energy.activations import Activation
+from bilevel.energy.fenchel_pairs import require_gradient
 from bilevel.trees import Tree
 
 Key: TypeAlias = Any
@@ -19,7 +20,7 @@ Energy: TypeAlias = Callable[[Tree, State, jax.Array], jax.Array]
 """`(params, state, inputs [B, ...]) -> []`, summed over the examples."""
 
 Project: TypeAlias = Callable[[jax.Array], jax.Array]
-"""Onto the bounds of the units, elementwise."""
+"""Onto the bounds of the units, or onto a convex set of the states of an example."""
 
 Respond: TypeAlias = Callable[
     [Tree, State, jax.Array, Mapping[Key, jax.Array], Mapping[Key, Any]], State
@@ -56,6 +57,9 @@ class EnergyNetwork(NamedTuple):
         holomorphic: `respond` and `coupling` are analytic in the state.
         project: `params -> params`, back to where the energy makes sense; apply it
             after each update.
+        conservative: whether `respond` is that of `energy`, so that a contrast of
+            phases is the gradient in the limit; False for weights that are not
+            symmetric. None: nobody has looked.
     """
 
     init: Callable[[jax.Array, jax.Array], Tree]
@@ -69,6 +73,7 @@ class EnergyNetwork(NamedTuple):
     output_curvature: float | None = None
     holomorphic: bool = False
     project: Callable[[Tree], Tree] = lambda params: params
+    conservative: bool | None = None
 
 
 def keys_of(state: State) -> list[Key]:
@@ -108,6 +113,7 @@ def state_gradient(function: Callable[[State], jax.Array], state: State) -> Stat
 
 
 def responding(
+    name: str,
     activations: Mapping[Key, Activation],
     coupling: Energy,
     slopes_of: Callable[[Tree, State, jax.Array], State] | None = None,
@@ -117,9 +123,12 @@ def responding(
         respond(s)_k = f_k(-dU/ds_k - F_k)
 
     Args:
+        name: of the network.
         activations: f_k = (R_k*)' of each layer.
         coupling: U.
-        slopes_of: dU/ds; default the derivative of U.
+        slopes_of: what stands in for dU/ds, where no energy has the response; default
+            the derivative of U. Then the response raises `ValueError` for an
+            activation that is the derivative of no conjugate.
     """
 
     def derivative(params: Tree, state: State, inputs: jax.Array) -> State:
@@ -138,6 +147,8 @@ def responding(
         new = {}
         for key in keys_of(state):
             one, drive = activations[key], -slopes[key]
+            if slopes_of is None:
+                require_gradient(name, one, drive)
             if key in force:
                 drive = drive - force[key]
             if key in stiffness:
@@ -173,106 +184,12 @@ def require_potential(name: str, one: Activation) -> None:
         )
 
 
-def from_energy(
-    energy: Energy,
-    init: Callable[[jax.Array, jax.Array], Tree],
-    start: Callable[[Tree, jax.Array], State],
-    output: Key | Callable[[Tree, State], jax.Array],
-    *,
-    curvature: float = 1.0,
-    project: Project | Mapping[Key, Project] | None = None,
-    holomorphic: bool = False,
-) -> EnergyNetwork:
-    """A network from an energy in full, relaxed by projected gradient steps.
-
-        respond(s)_k = project(s_k - (dE/ds_k + F_k) / (curvature + h_k))
-
-    Args:
-        energy: `(params, state, inputs [B, ...]) -> []`, summed over the examples.
-        init: `(key, inputs) -> params`.
-        start: `(params, inputs) -> state`, a list, tuple or dict of arrays `[B, ...]`.
-        output: the entry of the state that the network puts out (a position from 0, or
-            a name), or a function
-            `(params, state) -> outputs [B, ...]`.
-        curvature: at least the largest eigenvalue of any layer's d2E/ds_k2, so that a
-            step decreases E. Where it is equal, as in |s_k|^2 / 2 - <s_k, a_k>, the
-            step is the layer's exact minimiser.
-        project: onto the bounds of the units, elementwise, `lambda s: clip(s, 0, 1)`;
-            or a mapping with one for each entry that has bounds. Rules without a
-            finite nudge learn nothing from an output that starts at a bound: leave the
-            output unbounded, or nudge it with a beta of about 0.5.
-        holomorphic: the energy is analytic in complex states; not with bounds.
-
-    Raises:
-        ValueError: the curvature is not positive; bounds of a holomorphic energy; when
-            it is traced, bounds of an entry that is not there.
-
-    Example:
-        >>> def quadratic(params, state, inputs):
-        ...     (s,) = state
-        ...     return jnp.sum(s**2 / 2 - s * (inputs @ params))
-        >>> network = from_energy(
-        ...     quadratic,
-        ...     init=lambda key, inputs: jax.random.normal(key, (4, 2)),
-        ...     start=lambda params, inputs: [jnp.zeros((len(inputs), 2))],
-        ...     output=0,
-        ... )
-    """
-    if not curvature > 0:
-        raise ValueError(f"from_energy: curvature must be positive, got {curvature}.")
-    if holomorphic and project is not None:
+def one_number(value: Any) -> jax.Array:
+    """The energy as it is; `ValueError` where it is not one number for the batch."""
+    if jnp.shape(value) != ():
         raise ValueError(
-            "from_energy: states with bounds are not analytic; leave project out, or "
-            "take holomorphic=False."
+            "an energy must be one number, the sum over the examples, got the shape "
+            f"{jnp.shape(value)}; where it is one number for each example, return "
+            "their sum: `(params, state, inputs) -> jnp.sum(each)`."
         )
-
-    def respond(
-        params: Tree,
-        state: State,
-        inputs: jax.Array,
-        force: Mapping[Key, jax.Array],
-        stiffness: Mapping[Key, Any],
-    ) -> State:
-        _check_project(project, state)
-        slopes = state_gradient(lambda s: energy(params, s, inputs), state)
-        new = {}
-        for key in keys_of(state):
-            step = slopes[key] + force[key] if key in force else slopes[key]
-            moved = state[key] - step / (curvature + stiffness.get(key, 0.0))
-            own = project.get(key) if isinstance(project, Mapping) else project
-            bounded = moved if own is None else own(moved)
-            new[key] = bounded.astype(state[key].dtype)
-        return replaced(state, new)
-
-    key = None if callable(output) else output
-
-    def outputs(params: Tree, state: State) -> jax.Array:
-        if callable(output):
-            return output(params, state)  # pyright: ignore[reportReturnType]
-        return state[output]
-
-    return EnergyNetwork(
-        init=init,
-        start=start,
-        energy=energy,
-        coupling=energy,
-        respond=respond,
-        outputs=outputs,
-        output_key=key,
-        stiff=key is not None,
-        output_curvature=None if key is None else curvature,
-        holomorphic=holomorphic,
-    )
-
-
-def _check_project(project: Any, state: State) -> None:
-    """Bounds of an entry that is not there would be no bounds, without a word."""
-    if not isinstance(project, Mapping):
-        return
-    keys = keys_of(state)
-    unknown = [key for key in project if key not in keys]
-    if unknown:
-        raise ValueError(
-            f"from_energy: project has {unknown[0]!r}, which is not among the entries "
-            f"of the state, {keys}."
-        )
+    return value

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 from bilevel.energy import activations
 from bilevel.energy.activations import Activation
-from bilevel.energy.feedforward import Part, block_of, init_parts, parts_of
+from bilevel.energy.feedforward import (
+    Part,
+    block_of,
+    init_parts,
+    parts_of,
+    require_different,
+)
 from bilevel.energy.networks.base import (
     EnergyNetwork,
     Key,
@@ -47,14 +53,16 @@ def connected(
         symmetric: with False an edge acts from source to target only: s_j =
             f(sum of edges into j), for feedback weights of their own. No energy has
             this response, and contrastive rules are then biased, as the literature has
-            it; `energy` is kept for the update of each edge, <s_j, edge(s_i)>.
+            it (their `aux.unbiased` is False); `energy` is kept for the update of each
+            edge, <s_j, edge(s_i)>.
 
     Returns:
         An `EnergyNetwork`; the state is a dict of layers and starts at zero, params a
         list with one tree for each edge.
 
     Raises:
-        ValueError: an unknown layer; an activation without potential; when it is
+        ValueError: an unknown layer; an activation without potential; the same layer
+            object on two edges; when it is
             initialised: an edge whose output has not the shape of its target.
 
     Source: Scellier and Bengio 2017, arXiv:1602.05179; Scellier et al. 2018,
@@ -76,6 +84,7 @@ def connected(
     """
     units = _units(shapes, activation)
     parts = [parts_of("connected", k, edge[2]) for k, edge in enumerate(edges)]
+    require_different("connected", parts)
     layers = [block_of(one) for one in parts]
     for source, target, _ in edges:
         if target not in shapes or source not in {*shapes, INPUTS} or target == INPUTS:
@@ -134,12 +143,15 @@ def connected(
         start=start,
         energy=with_potentials(coupling, units),
         coupling=coupling,
-        respond=responding(units, coupling, None if symmetric else arriving),
+        respond=responding(
+            "connected", units, coupling, None if symmetric else arriving
+        ),
         outputs=lambda params, state: state[output],
         output_key=output,
         stiff=units[output].curvature is not None,
         output_curvature=units[output].curvature,
         holomorphic=all(one.holomorphic for one in units.values()),
+        conservative=symmetric,
     )
 
 

@@ -70,10 +70,11 @@ def hopfield(
         start=start,
         energy=with_potentials(coupling, units),
         coupling=coupling,
-        respond=responding(units, coupling),
+        respond=responding("hopfield", units, coupling),
         outputs=lambda params, state: state[-1],
         output_key=len(chain.blocks) - 1,
         stiff=top.curvature is not None,
         output_curvature=top.curvature,
         holomorphic=all(one.holomorphic for one in units.values()),
+        conservative=True,
     )

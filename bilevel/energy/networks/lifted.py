@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from bilevel.energy import activations
 from bilevel.energy.feedforward import Feedforward
+from bilevel.energy.fenchel_pairs import require_conjugate
 from bilevel.energy.networks.base import (
     EnergyNetwork,
     State,
@@ -33,7 +34,8 @@ def lifted(chain: Feedforward) -> EnergyNetwork:
         relax with a step size of 1 / (1 + l), l = max(0, (|block_{k+1}|^2 - 1) / 2).
 
     Raises:
-        ValueError: an activation without potential.
+        ValueError: an activation without potential; when it is traced, one that is not
+            the derivative of its conjugate.
 
     Source: Li et al. 2019 (LPOM); Gu et al. 2018, arXiv:1811.08039 (Fenchel lifted);
     Zach 2021, arXiv:2105.07231.
@@ -56,9 +58,12 @@ def lifted(chain: Feedforward) -> EnergyNetwork:
     def coupling(params: Tree, state: State, inputs: jax.Array) -> jax.Array:
         total = jnp.zeros((), state[0].dtype)
         for key, a in enumerate(drives_of(chain, params, state, inputs)):
-            conjugate = units[key].conjugate
-            assert conjugate is not None
-            total = total + jnp.sum(conjugate(a) - state[key] * a)
+            one = units[key]
+            assert one.conjugate is not None
+            require_conjugate("lifted", one, a)
+            # A conjugate may have one number for an example.
+            gap = _each(one.conjugate(a)) - _each(state[key] * a)
+            total = total + jnp.sum(gap)
         return total
 
     return EnergyNetwork(
@@ -66,9 +71,15 @@ def lifted(chain: Feedforward) -> EnergyNetwork:
         start=lambda params, inputs: forward_states(chain, params, inputs),
         energy=with_potentials(coupling, units),
         coupling=coupling,
-        respond=responding(units, coupling),
+        respond=responding("lifted", units, coupling),
         outputs=lambda params, state: state[-1],
         output_key=len(chain.blocks) - 1,
         stiff=True,
         output_curvature=1.0,
+        conservative=True,
     )
+
+
+def _each(x: jax.Array) -> jax.Array:
+    """The sum over all but the first axis, `[B]`."""
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))

@@ -75,10 +75,11 @@ def predictive(chain: Feedforward, *, free_output: bool = False) -> EnergyNetwor
         start=start,
         energy=energy,
         coupling=coupling,
-        respond=responding(dict.fromkeys(sizes, identity), coupling),
+        respond=responding("predictive", dict.fromkeys(sizes, identity), coupling),
         outputs=outputs,
         output_key=num - 1 if free_output else None,
         stiff=free_output,
         output_curvature=1.0 if free_output else None,
         holomorphic=chain.activation.holomorphic,
+        conservative=True,
     )

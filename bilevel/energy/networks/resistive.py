@@ -123,4 +123,5 @@ def resistive(
         output_key=last,
         stiff=True,
         project=project,
+        conservative=True,
     )

@@ -85,7 +85,8 @@ def run(
 ) -> Relaxed:
     """Exactly `num_steps` steps; with `rtol` until the residual is small, at most.
 
-    Without `rtol` it is differentiable in both modes.
+    A residual that is NaN ends a loop with `rtol`, and what it returns is NaN. Without
+    `rtol` it is differentiable in both modes.
 
     Args:
         step: `(carry, key) -> carry`.
@@ -128,7 +129,18 @@ def run(
     else:
         start = unknown(carry, zero)
         last, _ = iterate_until(measured, start, done, max_steps=num_steps)
+        last = last._replace(carry=_nowhere(last.carry, jnp.isnan(last.residuals[0])))
     return Relaxed(last.carry, last.residuals[0], last.number, _distance(seen, last))
+
+
+def _nowhere(carry: Any, is_lost: jax.Array) -> Any:
+    """NaN in place of all floats: others have not settled when a NaN ends the loop."""
+
+    def lost(x: jax.Array) -> jax.Array:
+        is_float = jnp.issubdtype(x.dtype, jnp.inexact)
+        return jnp.where(is_lost, jnp.nan, x).astype(x.dtype) if is_float else x
+
+    return jax.tree.map(lost, carry)
 
 
 class _Measured(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from bilevel.energy.networks.base import Key, State, keys_of, replaced
 from bilevel.energy.relaxations.base import (
@@ -17,6 +18,7 @@ from bilevel.energy.relaxations.base import (
     rms,
     run,
 )
+from bilevel.energy.relaxations.layerwise import Part, layerwise
 
 Order: TypeAlias = str | Sequence[Sequence[Any]]
 """A name, or groups of the state's keys that are updated one after the other."""
@@ -63,7 +65,8 @@ def sweeps(
             in both parts.
 
     Returns:
-        A `Relaxation`; a sweep costs about 1 g, however many groups there are.
+        A `Relaxation`; a sweep costs about 1 g, however many groups there are: a group
+        has the operations that its layers need.
 
     Raises:
         ValueError: an argument out of range; when it is traced, groups that do not
@@ -112,9 +115,10 @@ def damped_sweeps(
         part = dict(zip(keys, _spread(step_sizes, keys), strict=True))
 
         def sweep(state: State, key: jax.Array | None) -> State:
+            respond = _responses(apply, state, groups, bool(noise))
             for number, group in enumerate(groups):
                 force = drawn(noise, fold(key, number), state, group)
-                new = apply(state, force)
+                new = respond(state, force, group)
                 moved = {k: _towards(state[k], new[k], part[k]) for k in group}
                 state = replaced(state, moved)
             return state
@@ -126,6 +130,18 @@ def damped_sweeps(
         return run(sweep, Seen(left), state, key, num_steps, rtol)
 
     return Relaxation("sweeps", solve, noise)
+
+
+def _responses(
+    apply: Map, state: State, groups: list[list[Key]], is_noisy: bool
+) -> Part:
+    """`apply` for each group: as it is, or in parts where there are several."""
+    if len(groups) == 1:
+        return lambda state, force, group: apply(state, dict(force))
+    none = {key: jnp.zeros_like(state[key]) for key in keys_of(state)}
+    none = none if is_noisy else {}
+    part = layerwise(apply, state, none)
+    return lambda state, force, group: part(state, {**none, **force}, group)
 
 
 def _towards(old: jax.Array, new: jax.Array, part: Any) -> jax.Array:
