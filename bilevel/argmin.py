@@ -1,12 +1,20 @@
 """The argmin as a differentiable function, and its hypergradient with a full report."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import closures, derivatives, hypergradients, inner_solvers, trees
+from bilevel import (
+    closures,
+    compiled,
+    derivatives,
+    hypergradients,
+    inner_solvers,
+    trees,
+)
 from bilevel.hypergradients import certificate, watch
 from bilevel.hypergradients.base import (
     Active,
@@ -21,6 +29,10 @@ from bilevel.hypergradients.base import (
 from bilevel.inner_solvers import InnerInfo, InnerSolver
 from bilevel.problem import Batches, Objective, Problem
 from bilevel.trees import Tree
+
+Function = tuple[Callable[[Tree, Theta], Any], Theta, bool]
+"""An objective as a function of `(inner, theta)` that closes over nothing, an example
+of theta, and whether it has auxiliary output."""
 
 Solve = Callable[..., tuple[Tree, InnerInfo]]
 """`solve(inner0, outer, batch=None) -> (inner, InnerInfo)`."""
@@ -84,17 +96,52 @@ def argmin(
         inner0 = _checked_inner(inner0)
         outer, batch = trees.as_arrays(outer), _batch_arrays(batch)
         _check_objective(objective, (inner0, outer, batch), has_aux, "inner")
-        problem, theta = _prepare(objective, solver, has_aux, inner0, outer, batch)
-        outer_function = None
+        problem, theta, function = _prepare(
+            objective, solver, has_aux, inner0, outer, batch
+        )
+        functions, outer_function = [function], None
         if readout is not None:
             _check_objective(readout, (inner0, outer, batch), False, "readout")
             outer_function, theta = _with_readout(readout, inner0, theta)
+            functions.append((outer_function, theta, False))
         trust = Trust(_rtol(rtol, inner0), on_untrustworthy, watch.caller())
-        solution = rule.attach(problem, outer_function, trust)
-        inner, info = solution(inner0, theta)
-        return inner, info._replace(aux=problem.oracle.aux(inner, theta))
+
+        def program(inner0: Tree, theta: Theta) -> tuple[Tree, InnerInfo]:
+            solution = rule.attach(problem, outer_function, trust)
+            inner, info = solution(inner0, theta)
+            return inner, info._replace(aux=problem.oracle.aux(inner, theta))
+
+        settings = ("argmin", solver, rule, tuple(trust))
+        return _compiled(program, functions, settings, inner0)(inner0, theta)
 
     return solve
+
+
+def _compiled(
+    program: Callable[..., Any],
+    functions: Sequence[Function],
+    settings: Any,
+    inner0: Tree,
+) -> Callable[..., Any]:
+    """`program` itself inside of `jit`; without, compiled once for equal programs.
+
+    Args:
+        program: a function of arrays.
+        functions: the objectives in it.
+        settings: all else that decides what it does.
+        inner0: an example of the objectives' first argument.
+    """
+    if compiled.is_staged():
+        return program
+    try:
+        keys = [
+            compiled.objective_key(function, inner0, theta, has_aux=has_aux)
+            for function, theta, has_aux in functions
+        ]
+        key = (compiled.signature(settings), *keys)
+    except compiled.Unknown:
+        return program
+    return compiled.shared(key, program)
 
 
 class Hyper(NamedTuple):
@@ -202,39 +249,51 @@ def value_and_hypergradient(
             problem.outer_objective, outer_args, problem.outer_has_aux, "outer"
         )
         trust = _rtol(rtol, inner0) if certify else None
-        return _evaluate(problem, solver, rule, inner0, outer, batches, memory, trust)
+        lower, theta, inside = _prepare(
+            problem.inner_objective,
+            solver,
+            problem.inner_has_aux,
+            inner0,
+            outer,
+            batches.inner,
+        )
+        outer_function, outer_theta = _explicit(
+            problem.outer_objective, inner0, outer, batches.outer
+        )
+        outside = (outer_function, outer_theta, problem.outer_has_aux)
+        settings = (rule, problem.outer_has_aux, trust)
+        program = functools.partial(_evaluate, lower, outer_function, *settings)
+        call = _compiled(
+            program,
+            [inside, outside],
+            ("value_and_hypergradient", solver, settings),
+            inner0,
+        )
+        return call(inner0, (theta, outer_theta), memory)
 
     return evaluate
 
 
 def _evaluate(
-    problem: Problem,
-    solver: InnerSolver,
+    lower: InnerProblem,
+    outer_function: Callable[[Tree, Theta], Any],
     rule: Hypergradient,
-    inner0: Tree,
-    outer: Tree,
-    batches: Batches,
-    memory: Any,
+    has_aux: bool,
     rtol: float | None,
+    inner0: Tree,
+    thetas: tuple[Theta, Theta],
+    memory: Any,
 ) -> Hyper:
     """One hypergradient; certified if `rtol` is given."""
-    lower, theta = _prepare(
-        problem.inner_objective,
-        solver,
-        problem.inner_has_aux,
-        inner0,
-        outer,
-        batches.inner,
-    )
+    theta, outer_theta = thetas
+    outer = theta.outer
     _require_dependence(lower, inner0, theta)
     active = Active(outer, lambda values: theta._replace(outer=values))
     inner, info, saved = rule.forward(lower, inner0, active)
 
     def outer_objective(w: Tree, x: Tree) -> tuple[jax.Array, Any]:
-        # nnx variables must belong to the trace they are used in; a copy does.
-        batch = jax.tree.map(lambda leaf: leaf, batches.outer)
-        out = problem.outer_objective(w, x, batch)
-        return out if problem.outer_has_aux else (out, None)
+        out = outer_function(w, outer_theta._replace(outer=x))
+        return out if has_aux else (out, None)
 
     (value, aux), (cotangent, direct) = jax.value_and_grad(
         outer_objective, argnums=(0, 1), has_aux=True
@@ -274,16 +333,24 @@ def _prepare(
     inner0: Tree,
     outer: Tree,
     batch: Any,
-) -> tuple[InnerProblem, Theta]:
+) -> tuple[InnerProblem, Theta, Function]:
     """The inner problem as a function of explicit arguments only."""
+    explicit, theta = _explicit(objective, inner0, outer, batch)
+    oracle = derivatives.oracle(explicit, has_aux=has_aux)
+    return InnerProblem(solver, oracle), theta, (explicit, theta, has_aux)
+
+
+def _explicit(
+    objective: Objective, inner0: Tree, outer: Tree, batch: Any
+) -> tuple[Callable[[Tree, Theta], Any], Theta]:
+    """An objective as a function of `(inner, theta)` that closes over nothing."""
     hoisted, constants = closures.hoist(objective, inner0, outer, batch)
     own = len(constants)  # a readout may bring more
 
     def explicit(inner: Tree, theta: Theta) -> Any:
         return hoisted(theta.constants[:own], inner, theta.outer, theta.batch)
 
-    oracle = derivatives.oracle(explicit, has_aux=has_aux)
-    return InnerProblem(solver, oracle), Theta(outer, batch, constants)
+    return explicit, Theta(outer, batch, constants)
 
 
 def _with_readout(

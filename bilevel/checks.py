@@ -1,7 +1,7 @@
 """Checks of numbers that a user passes, with errors that say what was expected."""
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def positive(name: str, value: Any) -> float:
             "optax.sgd(value), with hypergradients.unrolled(), or make it a part of "
             "the outer variable."
         )
-    number = float(value) if is_number(value) else None
+    number = float(cast(Any, value)) if is_number(value) else None
     if number is None or not 0 < number < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value!r}.")
     return number

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from bilevel import compiled
 from bilevel.trees import Tree
 
 ValueAndGrad: TypeAlias = Callable[
@@ -82,8 +83,12 @@ class LearningRule:
         targets: jax.Array,
         key: jax.Array | None = None,
     ) -> tuple[tuple[jax.Array, Aux], Tree]:
-        """Returns `((value, aux), grads)`, as `value_and_grad` does."""
-        return self.value_and_grad(params, inputs, targets, key)
+        """Returns `((value, aux), grads)`, as `value_and_grad` does.
+
+        Without `jit` the program is compiled once, not in every call.
+        """
+        arrays = jax.tree.map(jnp.asarray, (params, inputs, targets))
+        return compiled.call(self.value_and_grad, *arrays, key)
 
 
 def said(value: bool | None) -> jax.Array | None:
