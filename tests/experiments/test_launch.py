@@ -108,7 +108,6 @@ def without_repository(said):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "walk.py").write_text("")
     monkeypatch.delenv("BILEVEL_DATA", raising=False)
     Path("configs").mkdir()
     Path("configs/walk.py").write_text(CONFIG)
@@ -140,6 +139,7 @@ def test_config_and_run_reach_main(start, folder):
         run.log(1, loss=0.5)
         run.finish({"loss": 0.5})
 
+    Path("walk.py").write_text("# the program")
     arguments = ["--cfg.rate=0.05", "--workdir=a", "--data_dir=data"]
     code, said = start(main, *arguments)
     assert code == 0

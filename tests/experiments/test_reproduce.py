@@ -232,6 +232,11 @@ def test_program_that_fails(again, recorded):
 # -- what is executed -----------------------------------------------------------------
 
 
+def resealed(folder):
+    """Whoever means it makes the seal fit."""
+    seal.write(folder, (folder / "summary.json").read_text())
+
+
 @pytest.fixture
 def hostile(recorded, tmp_path, monkeypatch):
     """Changes a copy of the run, as somebody might before sending it."""
@@ -264,6 +269,7 @@ def hostile(recorded, tmp_path, monkeypatch):
             else:
                 content |= changes
             path.write_text(json.dumps(content))
+        resealed(folder)
         return folder, started
 
     yield changed
@@ -274,6 +280,7 @@ def test_a_configuration_that_is_no_file_of_the_clone_is_asked_about(hostile, ca
     folder, started = hostile()
     path = folder / "config.py.txt"
     path.write_text(path.read_text() + "import os; os.system('touch RAN')\n")
+    resealed(folder)
     assert main(["reproduce", str(folder)]) == 2
     said = capsys.readouterr().err
     assert "not run, for this is not the code of the clone:\n  " in said
@@ -347,6 +354,7 @@ def test_help_says_that_code_is_executed(capsys):
 def test_a_record_of_another_form_is_one_message(hostile, capsys, name):
     folder, started = hostile()
     (folder / "starts" / "1" / name).write_text('{"program": []}')
+    resealed(folder)
     assert main(["reproduce", str(folder)]) == 2
     assert "its record is damaged" in capsys.readouterr().err
     assert not started
