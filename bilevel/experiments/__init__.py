@@ -16,7 +16,9 @@
     set_aside    what is in the way, moved and not deleted
     interrupts   Ctrl-C and the signals of schedulers
     starts       what is recorded of every start: environment, versions, source
+    source, git  commit and diff
     modules      the code that was loaded, whatever git sees
+    notebook     its cells
     redaction    values that look like secrets, left out
     printable    recorded text, fit for a terminal
     fingerprint  whether numbers are still the same numbers

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.experiments import config, folders, metrics, printable, source
+from bilevel.experiments import config, folders, git, metrics, printable
 from bilevel.experiments.loaded import LoadedRun
 
 
@@ -51,15 +51,15 @@ def make(
     Raises:
       ReproduceError: there is no program that may be run.
     """
-    top = source.repository(Path.cwd())
+    top = git.repository(Path.cwd())
     if program is not None:
         file = Path(program)
         foreign = []
     else:
         file = _program_of_the_clone(record, top)
-        known = top is not None and source.is_tracked(top, file)
+        known = top is not None and git.is_tracked(top, file)
         foreign = [] if known else [f"{file} (sha256 {_sha256(file.read_bytes())})"]
-    clone = "no repository" if top is None else f"{top}, commit {source.head(top)}"
+    clone = "no repository" if top is None else f"{top}, commit {git.head(top)}"
     lines = [
         f"runs {file}",
         f"sha256 {_sha256(file.read_bytes())}" if file.is_file() else "no such file",
@@ -68,7 +68,7 @@ def make(
     path = record.directory / folders.SOURCE
     text = path.read_text()
     if text:
-        name = source.tracked_name(top, text) if top is not None else None
+        name = git.tracked_name(top, text) if top is not None else None
         digest = f"sha256 {_sha256(text.encode())}"
         if name is None:
             foreign.append(f"{path} ({digest})")

@@ -13,13 +13,13 @@ not looked at.
 import fnmatch
 import functools
 import os
-import subprocess
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.datasets import manifest
+from bilevel.experiments import git
 
 # Of a new file, or of a folder that it is in. Not `*token*`: tokenizer.py is code.
 _SECRET_NAMES = (
@@ -45,22 +45,6 @@ _SECRET_NAMES = (
 _LARGEST = 1_000_000  # bytes of a new file in a diff
 _LIMIT = 20_000_000  # bytes of a diff
 _HASHED = 500_000_000  # bytes of files that are left out, in all; a second
-
-# Which repository it is, is asked of the program's folder. Git sets these for hooks.
-_LOCAL_VARIABLES = (
-    "GIT_DIR",
-    "GIT_COMMON_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_PREFIX",
-)
-# Of a user's configuration: what would write to the repository, or refuse a file.
-_CONFIGURATION = (
-    *("-c", "core.splitIndex=false", "-c", "core.fsmonitor=false"),
-    *("-c", "core.safecrlf=false"),
-)
 
 _PATCH = (
     *("--cached", "--binary", "--full-index", "--find-renames", "--unified=3"),
@@ -88,14 +72,6 @@ class Source(NamedTuple):
     files: frozenset[Path] = frozenset()
 
 
-def repository(path: str | os.PathLike[str]) -> Path | None:
-    """Returns the top of the git repository that a file or folder is in, or None."""
-    try:
-        return _top(Path(path).resolve())
-    except GitError:
-        return None
-
-
 def record(program: str | os.PathLike[str], used: Collection[Path] = ()) -> Source:
     """Records the state of the repository that a program is in.
 
@@ -113,19 +89,19 @@ def record(program: str | os.PathLike[str], used: Collection[Path] = ()) -> Sour
     """
     path = Path(program).resolve()
     try:
-        top = _top(path)
-    except GitError as error:
+        top = git.top(path)
+    except git.GitError as error:
         return _no_source(f"no git repository ({error})")
     try:
-        commit = _git(top, "rev-parse", "--verify", "HEAD").strip()
-        branch = _git(top, "rev-parse", "--abbrev-ref", "HEAD").strip()
-    except GitError:
+        commit = git.run(top, "rev-parse", "--verify", "HEAD").strip()
+        branch = git.run(top, "rev-parse", "--abbrev-ref", "HEAD").strip()
+    except git.GitError:
         return _no_source(f"{top.name} has no commit")
     found = {"commit": commit, "branch": branch}
     found["program"] = path.relative_to(top).as_posix()
     try:
         now = _snapshot(top, frozenset(used))
-    except (GitError, OSError) as error:
+    except (git.GitError, OSError) as error:
         unknown = {"is_dirty": True, "tree": None, "submodules": {}, "new": []}
         unknown |= {"left_out": {}, "is_complete": False}
         return Source({**found, **unknown, "reason": str(error)}, "")
@@ -143,41 +119,8 @@ def record(program: str | os.PathLike[str], used: Collection[Path] = ()) -> Sour
     return Source({**found, **known}, "" if is_too_large else now.diff, now.files)
 
 
-def head(top: Path) -> str:
-    """Returns the commit of a repository, 'none' where there is none."""
-    try:
-        return _git(top, "rev-parse", "--verify", "HEAD").strip()
-    except GitError:
-        return "none"
-
-
-def is_tracked(top: Path, path: Path) -> bool:
-    """Says whether git knows a file of a repository."""
-    name = path.relative_to(top).as_posix()
-    return name in _names(_git(top, "ls-files", "-z", "--cached"))
-
-
-def tracked_name(top: Path, text: str) -> str | None:
-    """Returns the name of a file that git knows with this content, None without one."""
-    digest = _git(top, "hash-object", "--stdin", stdin=text).strip()
-    for entry in sorted(_names(_git(top, "ls-files", "-z", "--stage"))):
-        about, _, name = entry.partition("\t")
-        if about.split()[1] == digest:
-            return name
-    return None
-
-
-class GitError(RuntimeError):
-    """A call of git failed."""
-
-
 def _no_source(reason: str) -> Source:
     return Source({"commit": None, "is_complete": False, "reason": reason}, "")
-
-
-def _top(path: Path) -> Path:
-    folder = next(one for one in (path, *path.parents) if one.is_dir())
-    return Path(_git(folder, "rev-parse", "--show-toplevel").removesuffix("\n"))
 
 
 class _Snapshot(NamedTuple):
@@ -207,7 +150,7 @@ def _snapshot(top: Path, used: frozenset[Path], prefix: str = "") -> _Snapshot:
     # In an index and an object store of its own: a record must not change what it
     # records, nor collide with another git.
     with tempfile.TemporaryDirectory() as scratch:
-        store = _git(top, "rev-parse", "--git-path", "objects").removesuffix("\n")
+        store = git.run(top, "rev-parse", "--git-path", "objects").removesuffix("\n")
         variables = {
             "GIT_INDEX_FILE": str(Path(scratch) / "index"),
             "GIT_OBJECT_DIRECTORY": scratch,
@@ -215,12 +158,12 @@ def _snapshot(top: Path, used: frozenset[Path], prefix: str = "") -> _Snapshot:
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": _quoted(str((top / store).resolve())),
             "GIT_LITERAL_PATHSPECS": "1",
         }
-        git = functools.partial(_git, top, variables=variables)
+        call = functools.partial(git.run, top, variables=variables)
         # By the user's index: what is staged is new, too, even if it is ignored.
-        staged = _names(_git(top, "ls-files", "-z", "--cached"))
+        staged = git.names(git.run(top, "ls-files", "-z", "--cached"))
         options = ("-z", "--others", "--exclude-standard")
-        untracked = _names(_git(top, "ls-files", *options))
-        committed = _names(_git(top, "ls-tree", "-rz", "--name-only", "HEAD"))
+        untracked = git.names(git.run(top, "ls-files", *options))
+        committed = git.names(git.run(top, "ls-tree", "-rz", "--name-only", "HEAD"))
         new = {
             one
             for one in (staged | untracked) - committed
@@ -232,18 +175,18 @@ def _snapshot(top: Path, used: frozenset[Path], prefix: str = "") -> _Snapshot:
             if _is_left_out(top, one)
             or (one not in staged and (top / one).resolve() not in used)
         }
-        git("read-tree", "HEAD")
+        call("read-tree", "HEAD")
         # So that files that are as they were are not stored once more.
-        git("update-index", "-q", "--refresh")
-        git("add", "--update", ".")
+        call("update-index", "-q", "--refresh")
+        call("add", "--update", ".")
         if added := sorted(new - left_out):
             options = ("--pathspec-from-file=-", "--pathspec-file-nul")
-            git("add", "--force", *options, stdin="\0".join(added))
+            call("add", "--force", *options, stdin="\0".join(added))
         # diff-index heeds less of a user's configuration than diff.
         prefixes = (f"--src-prefix=a/{prefix}", f"--dst-prefix=b/{prefix}")
-        diff = git("diff-index", "--patch", *_PATCH, *prefixes, "HEAD")
-        tree = git("write-tree").strip()
-        entries = _names(git("ls-files", "-z", "--stage"))
+        diff = call("diff-index", "--patch", *_PATCH, *prefixes, "HEAD")
+        tree = call("write-tree").strip()
+        entries = git.names(call("ls-files", "-z", "--stage"))
     parted = [one.partition("\t") for one in entries]
     names = {name: head.split()[0] for head, _, name in parted}
     own = _Snapshot(
@@ -272,9 +215,9 @@ def _with_submodule(
     if not (folder / ".git").exists():  # it was never checked out
         return one
     try:
-        commit = _git(folder, "rev-parse", "--verify", "HEAD").strip()
+        commit = git.run(folder, "rev-parse", "--verify", "HEAD").strip()
         inner = _snapshot(folder, used, f"{path}/")
-    except (GitError, OSError):
+    except (git.GitError, OSError):
         return one._replace(left_out=[*one.left_out, f"{path}/"])
     is_dirty = bool(inner.diff or inner.left_out)
     known = {"commit": commit, "tree": inner.tree, "is_dirty": is_dirty}
@@ -286,10 +229,6 @@ def _with_submodule(
         one.left_out + inner.left_out,
         one.files | inner.files,
     )
-
-
-def _names(output: str) -> set[str]:
-    return {one for one in output.split("\0") if one}
 
 
 def _digests(top: Path, names: Collection[str]) -> dict[str, str | None]:
@@ -321,27 +260,3 @@ def _is_left_out(top: Path, name: str) -> bool:
 def _quoted(path: str) -> str:
     escaped = path.replace("\\", r"\\").replace('"', r"\"")
     return f'"{escaped}"'
-
-
-def _git(
-    folder: Path,
-    *arguments: str,
-    variables: dict[str, str] | None = None,
-    stdin: str = "",
-) -> str:
-    inherited = {k: v for k, v in os.environ.items() if k not in _LOCAL_VARIABLES}
-    try:
-        done = subprocess.run(
-            ["git", *_CONFIGURATION, *arguments],
-            cwd=folder,
-            env={**inherited, **(variables or {}), "GIT_OPTIONAL_LOCKS": "0"},
-            input=os.fsencode(stdin),
-            capture_output=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        stderr = getattr(error, "stderr", b"") or b""
-        message = stderr.decode(errors="replace").strip() or str(error)
-        raise GitError(f"git {arguments[0]}: {message}") from error
-    # A patch holds the bytes of the files, whatever their encoding.
-    return done.stdout.decode(errors="surrogateescape")

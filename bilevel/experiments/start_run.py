@@ -14,6 +14,7 @@ from bilevel.experiments import (
     interrupts,
     logs,
     messages,
+    notebook,
     plots,
     run_folder,
     seal,
@@ -103,7 +104,7 @@ def start_run(
 @contextlib.contextmanager
 def _exit_code_of_signals(folder: Path) -> Iterator[None]:
     """Ends a script as `launch` does when a scheduler wants it to end."""
-    if starts.has_notebook():
+    if notebook.is_there():
         yield
         return
     with interrupts.noticed() as first_signal:

@@ -17,7 +17,6 @@ import contextlib
 import datetime
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,9 +27,11 @@ from bilevel.datasets import files
 from bilevel.experiments import (
     code_difference,
     environment,
+    git,
     interrupts,
     messages,
     modules,
+    notebook,
     redaction,
     source,
 )
@@ -193,7 +194,9 @@ def write(
     Raises:
       FolderError: the disk refuses.
     """
-    cells, secrets = redaction.redacted_code("" if is_launched else _cells_run_so_far())
+    cells, secrets = redaction.redacted_code(
+        "" if is_launched else notebook.cells_run_so_far()
+    )
     command, flags_left_out = redaction.redacted_command(argv)
     path = Path(program).resolve()
     text = cells.encode() if cells else _content(path)
@@ -201,7 +204,7 @@ def write(
     loaded = modules.loaded()
     used = frozenset({path, *loaded.values()})
     code, library = source.record(program, used), _library_source(program, used)
-    top = source.repository(program)
+    top = git.repository(program)
     # The text of a configuration file is config.py.txt.
     configs = {n for n in loaded if is_launched and n.startswith(modules.CONFIG_PREFIX)}
     # The text of the program is kept as well, where it is not in the tree.
@@ -287,24 +290,6 @@ def difference(before: Start, now: Start) -> list[str]:
     ]
 
 
-def has_notebook() -> bool:
-    """Says whether this process is the kernel of a notebook, or IPython."""
-    return _shell() is not None
-
-
-def _shell() -> Any:
-    # Not imported: where there is a notebook, it is there already.
-    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-
-
-def _cells_run_so_far() -> str:
-    """Returns the text of the notebook's cells, '' where there is no notebook."""
-    shell = _shell()
-    texts = [] if shell is None else shell.user_ns.get("In", [])
-    numbered = [f"# In [{n}]:\n{text}\n" for n, text in enumerate(texts) if text]
-    return "\n".join(numbered)
-
-
 def _no_commit(code: Mapping[str, Any]) -> str:
     if code["sha256"] is None:
         return f"no git commit, and {_NO_FILE}; no code is recorded"
@@ -332,8 +317,8 @@ def _content(path: Path) -> bytes | None:
 def _library_source(program: str, used: frozenset[Path]) -> source.Source | None:
     """Records bilevel itself if it runs from a repository of its own."""
     package = Path(bilevel.__file__).resolve()
-    top = source.repository(package)
-    if top is None or top == source.repository(program):
+    top = git.repository(package)
+    if top is None or top == git.repository(program):
         return None
     # Site-packages within somebody's repository are no source of ours.
     tracked = package.relative_to(top).as_posix() == "bilevel/__init__.py"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bilevel.experiments import git as asked
 from bilevel.experiments import source
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -83,7 +84,7 @@ def rebuilt(top, found):
 
 def record(program):
     """Records a program that uses every file there is."""
-    top = source.repository(program)
+    top = asked.repository(program)
     used = () if top is None else {one.resolve() for one in top.rglob("*")}
     return source.record(program, used)
 
@@ -523,7 +524,7 @@ def test_detached_head_and_work_tree(repository, tmp_path):
     before = listing(repository)
     found = record(tree / "program.py")
     assert listing(repository) == before
-    assert source.repository(tree / "sub") == tree
+    assert asked.repository(tree / "sub") == tree
     assert found.record["branch"] == "HEAD"
     assert found.record["is_dirty"]
     assert rebuilt(repository, found) == contents(tree, [".git"])
@@ -540,7 +541,7 @@ def test_a_clone_that_shares_its_objects(repository, tmp_path):
 def test_program_through_a_link(repository, tmp_path):
     (tmp_path / "link.py").symlink_to(repository / "sub" / "library.py")
     assert record(tmp_path / "link.py").record["program"] == "sub/library.py"
-    assert source.repository(tmp_path / "link.py") == repository
+    assert asked.repository(tmp_path / "link.py") == repository
 
 
 def test_program_that_is_not_there(repository, monkeypatch):
@@ -558,7 +559,7 @@ def test_no_repository(tmp_path):
     found = record(tmp_path / "program.py")
     assert found.record.pop("reason").startswith("no git repository (git rev-parse: ")
     assert found == (NOTHING, "", frozenset())
-    assert source.repository(tmp_path / "program.py") is None
+    assert asked.repository(tmp_path / "program.py") is None
     assert record(tmp_path / "none" / "x.py").record["commit"] is None
 
 
@@ -602,4 +603,4 @@ def test_this_repository():
     top = Path(source.__file__).parents[2]
     if not (top / ".git").exists():
         pytest.skip("not from a repository")
-    assert source.repository(__file__) == top
+    assert asked.repository(__file__) == top
