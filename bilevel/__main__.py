@@ -5,7 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bilevel.experiments import environment, fingerprint, plots, reproduce, runs
+from bilevel.datasets import files
+from bilevel.experiments import (
+    environment,
+    fingerprint,
+    plots,
+    printable,
+    reproduce,
+    runs,
+)
 from bilevel.experiments.check import check
 from bilevel.experiments.folders import CONFIG, FolderError
 from bilevel.experiments.metrics import MetricsError
@@ -30,16 +38,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.command(options)
     except (*_MISTAKES, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable.block(error)}\n")
         return 2
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    def confirm(plan: reproduce.Plan) -> bool:
+        sys.stderr.write(f"{plan.text()}\n")
+        if not plan.foreign or options.yes:
+            return True
+        if not sys.stdin.isatty():
+            return False
+        sys.stderr.write("Run code that is not the clone's? [y/N] ")
+        return input().strip().lower() in ("y", "yes")
+
     found = reproduce.reproduce(
         options.run,
         steps=options.steps,
         program=options.program,
         arguments=options.rest,
+        confirm=confirm,
     )
     print(found.text())
     return 0 if found.first_difference is None else 1
@@ -57,12 +75,17 @@ def _runs(options: argparse.Namespace) -> int:
     # Not into the folder of a run: nobody but its program writes there.
     folder = folder.absolute().parent if (folder / CONFIG).exists() else folder
     path = options.figure or folder / "runs.png"
-    lines = {
-        row.name if text == row.name else f"{row.name}, {text}": some
-        for row in rows
-        for text, some in plots.by_text(row.run.metrics, row.name).items()
-    }
-    if plots.draw(lines, path, options.plot):
+    try:
+        lines = {
+            row.name if text == row.name else f"{row.name}, {text}": some
+            for row in rows
+            for text, some in plots.by_text(row.run.metrics, row.name).items()
+        }
+        is_drawn = plots.draw(lines, path, options.plot)
+    except Exception as error:  # the table is there
+        sys.stderr.write(printable.line(f"no figure: {error}") + "\n")
+        return 0
+    if is_drawn:
         print(f"curves in {path}")
     return 0
 
@@ -70,7 +93,7 @@ def _runs(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     """Returns 1 if anything is wrong or lost, 0 if not, 3 if that is not known."""
     reports = [check(one) for one in options.run]
-    print("\n".join(report.text() for report in reports))
+    print("\n".join(printable.block(report.text()) for report in reports))
     if any(report.wrong or report.lost for report in reports):
         return 1
     return 0 if all(report.is_sealed for report in reports) else 3
@@ -100,6 +123,13 @@ def _environment(options: argparse.Namespace) -> int:
     return 1 if is_bad else 0
 
 
+def _path(text: str) -> Path:
+    try:
+        return files.local(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m bilevel", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -108,11 +138,20 @@ def _parser() -> argparse.ArgumentParser:
         "reproduce",
         help="run a recorded run again: bit-identical, or what differs and why",
         description="Run it in a clone of the program's repository. What follows -- is"
-        " passed to the program: -- --data_dir=... --cfg.seed=1",
+        " passed to the program: -- --data_dir=... --cfg.seed=1. The code of the folder"
+        " is executed: its configuration file, with the program of the clone. Both are"
+        " shown first, and what is no file of the clone is asked about.",
     )
-    one.add_argument("run", type=Path, help="folder of the run")
+    one.add_argument("run", type=_path, help="folder of the run")
     one.add_argument("--steps", type=int, help="stop after this step")
-    one.add_argument("--program", help="the file to run, if it is elsewhere")
+    one.add_argument(
+        "--program", type=_path, help="the file to run, if it is elsewhere"
+    )
+    one.add_argument(
+        "--yes",
+        action="store_true",
+        help="run the folder's configuration file although the clone has no such file",
+    )
     one.set_defaults(command=_reproduce)
 
     one = commands.add_parser(
@@ -123,24 +162,24 @@ def _parser() -> argparse.ArgumentParser:
         " is known to be wrong, but there is no seal over all files (the run is not"
         " finished, say).",
     )
-    one.add_argument("run", type=Path, nargs="+", help="folder of a run")
+    one.add_argument("run", type=_path, nargs="+", help="folder of a run")
     one.set_defaults(command=_check)
 
     one = commands.add_parser("runs", help="a table of runs, and their curves")
-    one.add_argument("directory", type=Path, help="searched with all folders below")
+    one.add_argument("directory", type=_path, help="searched with all folders below")
     one.add_argument("--by", required=True, metavar="METRIC", help="sorts the table")
     one.add_argument("--highest", action="store_true", help="higher is better")
     one.add_argument("--plot", nargs="+", metavar="METRIC", help="default: all")
-    one.add_argument("--figure", type=Path, help="default: runs.png in the folder")
+    one.add_argument("--figure", type=_path, help="default: runs.png in the folder")
     one.set_defaults(command=_runs)
 
     one = commands.add_parser(
         "environment", help="print the environment, and check that it is the same"
     )
-    one.add_argument("--lock", type=Path, help="default: requirements.lock above here")
-    one.add_argument("--golden", type=Path, default=fingerprint.GOLDEN)
+    one.add_argument("--lock", type=_path, help="default: requirements.lock above here")
+    one.add_argument("--golden", type=_path, default=fingerprint.GOLDEN)
     one.add_argument("--strict", action="store_true", help="fail on versions too")
-    one.add_argument("--write", type=Path, help="write a golden file of the numbers")
+    one.add_argument("--write", type=_path, help="write a golden file of the numbers")
     one.set_defaults(command=_environment)
     return parser
 

@@ -230,9 +230,11 @@ def test_notebook_runs(name, num_figures):
     client.execute(env={**os.environ, "MPLBACKEND": inline})
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     said = "".join(out["text"] for out in outputs if out.get("name") == "stderr")
-    # Without git, or with other versions than those of the lock, there are warnings.
+    # Without git, or with new files in it, or with other versions than those of the
+    # lock, this is said.
     allowed = (
-        r"(new|finished) run in \S+|warning: (no git commit|packages differ).*|  .*"
+        r"(new|finished) run in \S+|\d+ new files are .*|  .*"
+        r"|warning: (no git commit|packages differ|modules from outside).*"
     )
     assert all(re.fullmatch(allowed, line) for line in said.splitlines()), said
     images = sum("image/png" in out.get("data", {}) for out in outputs)

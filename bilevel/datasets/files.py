@@ -4,6 +4,7 @@ import bz2
 import contextlib
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ def find(data_dir: StrPath | None, name: str, files: Sequence[str] = ()) -> Path
     Raises:
         FileNotFoundError: no folder was given, or the sub-folder or some of the files
             are missing; the message lists them and says how to point to them.
+        ValueError: `data_dir` is the address of a remote folder.
 
     Cost: one file-system look-up per file; nothing is opened or downloaded.
 
@@ -50,7 +52,7 @@ def find(data_dir: StrPath | None, name: str, files: Sequence[str] = ()) -> Path
             f"Data set '{name}': no data_dir was given and {DATA_VARIABLE} is not set."
             f"{needed}{advice}"
         )
-    folder = Path(root).expanduser() / name
+    folder = local(root) / name
     if not folder.is_dir():
         raise FileNotFoundError(
             f"Data set '{name}': there is no folder {folder}.{needed}{advice}"
@@ -63,6 +65,36 @@ def find(data_dir: StrPath | None, name: str, files: Sequence[str] = ()) -> Path
             f"{advice}"
         )
     return folder
+
+
+def local(path: StrPath) -> Path:
+    """Returns the path of a local file or folder, `~` expanded.
+
+    A shell leaves `~` in `--workdir=~/runs` as it is, and `gs://bucket/runs` would be a
+    folder named `gs:`.
+
+    Raises:
+        ValueError: it is the address of something remote, or `~name` is nobody's.
+
+    Example:
+        >>> local("~/runs") == Path.home() / "runs"
+        True
+        >>> local("gs://bucket/runs")
+        Traceback (most recent call last):
+            ...
+        ValueError: gs://bucket/runs is no local path: ...
+    """
+    text = os.fspath(path)
+    # `Path` makes one slash of two; a single letter is a drive of Windows.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise ValueError(
+            f"{text} is no local path: remote folders are not supported; give a folder"
+            " of this machine, or mount the remote one"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # there is no such user, or no home
+        raise ValueError(f"{text}: {error}") from error
 
 
 def replace(path: StrPath, make: Callable[[Path], object]) -> None:
@@ -84,6 +116,8 @@ def replace(path: StrPath, make: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
+    # In a folder that was received it may be a link to a file of ours.
+    temporary.unlink(missing_ok=True)
     try:
         make(temporary)
         sync(temporary)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bilevel.datasets.files import StrPath, replace_bytes
+from bilevel.datasets.files import StrPath, local, replace_bytes
 from bilevel.datasets.known import SHA256
 
 NAME = "SHA256SUMS"
@@ -80,7 +80,7 @@ def write(folder: StrPath, names: Iterable[str] | None = None) -> dict[str, str]
         'ba7816bf'
         >>> check(folder)
     """
-    folder = Path(folder)
+    folder = local(folder)
     chosen = _files(folder) if names is None else names
     return write_digests(folder, {one: file_sha256(folder / one) for one in chosen})
 
@@ -107,7 +107,7 @@ def write_digests(folder: StrPath, digests: Mapping[str, str]) -> dict[str, str]
     """
     ordered = dict(sorted(digests.items()))
     body = os.fsencode("".join(_line(*one) for one in ordered.items()))
-    replace_bytes(Path(folder) / NAME, _head(body) + b"\n" + body)
+    replace_bytes(local(folder) / NAME, _head(body) + b"\n" + body)
     return ordered
 
 
@@ -121,7 +121,7 @@ def read(folder: StrPath) -> dict[str, str]:
         FileNotFoundError: there is none.
         DamagedFileError: it is damaged.
     """
-    path = Path(folder) / NAME
+    path = local(folder) / NAME
     data = path.read_bytes()
     head, _, body = data.partition(b"\n")
     if not data:
@@ -156,7 +156,7 @@ def check(folder: StrPath, expected: Mapping[str, str] | None = None) -> None:
         DamagedFileError: files are missing or changed; all of them are named, with what
             was expected.
     """
-    folder = Path(folder)
+    folder = local(folder)
     wrong = differences(folder, read(folder) if expected is None else expected)
     if wrong:
         lines = "\n  ".join(f"{name}: {what}" for name, what in wrong.items())
@@ -176,8 +176,21 @@ def differences(folder: StrPath, expected: Mapping[str, str]) -> dict[str, str]:
         >>> differences("nowhere", {"a.txt": "0" * 64})
         {'a.txt': 'is missing'}
     """
-    found = {one: _difference(Path(folder) / one, to) for one, to in expected.items()}
+    folder = local(folder)
+    # Nothing else is read for a list that came with a folder from elsewhere.
+    found = {
+        one: _OUTSIDE if _is_outside(one) else _difference(folder / one, to)
+        for one, to in expected.items()
+    }
     return {name: what for name, what in found.items() if what is not None}
+
+
+_OUTSIDE = "is not in the folder"
+
+
+def _is_outside(name: str) -> bool:
+    path = posixpath.normpath(name)
+    return posixpath.isabs(path) or path.partition("/")[0] == ".."
 
 
 def _difference(path: Path, expected: str) -> str | None:
@@ -218,7 +231,7 @@ def verify(folder: StrPath, name: str, files: Sequence[str]) -> None:
         >>> _ = write(folder)
         >>> verify(folder, "letters", ["a.txt"])
     """
-    folder = Path(folder)
+    folder = local(folder)
     has_list = (folder / NAME).is_file()
     try:
         expected = read(folder) if has_list else SHA256.get(name, {})

@@ -14,8 +14,15 @@
     seal         the checksums of all its files, once it is finished
     check        whether it is what was written
     set_aside    what is in the way, moved and not deleted
+    interrupts   Ctrl-C and the signals of schedulers
     starts       what is recorded of every start: environment, versions, source
+    source, git  commit and diff
+    modules      the code that was loaded, whatever git sees
+    notebook     its cells
+    redaction    values that look like secrets, left out
+    printable    recorded text, fit for a terminal
     fingerprint  whether numbers are still the same numbers
+    host_numerics  what NumPy's numbers depend on
     checkpoint   the state on disk; the only file that imports Orbax
     step_folder  what seals a checkpoint
     digests      identity of a state, leaf by leaf
@@ -24,7 +31,7 @@
     train        the usual main loop
     progress     a bar, or lines
     loaded       a run read back
-    reproduce    a run repeated and compared
+    reproduce    a run repeated and compared, once reproduction_plan was shown
     runs, plots  a table of runs, and curves
 
 `load_config` and `start_run` serve notebooks, where there is no command line.

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.datasets import manifest
-from bilevel.experiments import digests, folders, metrics, seal, step_folder
+from bilevel.experiments import (
+    digests,
+    folders,
+    metrics,
+    printable,
+    seal,
+    step_folder,
+)
 from bilevel.experiments.folders import CHECKPOINTS, DIGESTS, METRICS, SUMMARY
 from bilevel.experiments.step_folder import Sealed
 
@@ -49,7 +56,7 @@ class Report(NamedTuple):
             f"{one} lacks {n} lines, lost before a resume"
             for one, n in self.lost.items()
         ]
-        return "\n  ".join([head, *lines, *lost, *self.notes])
+        return "\n  ".join(map(printable.line, [head, *lines, *lost, *self.notes]))
 
 
 def check(directory: Path, *, in_full: bool = True) -> Report:
@@ -66,9 +73,10 @@ def check(directory: Path, *, in_full: bool = True) -> Report:
       `Report`.
 
     Raises:
-      FolderError: it is no run.
+      FolderError: it is no run, or has links to elsewhere.
     """
     wrong, notes = {}, []
+    folders.require_plain(directory)
     try:
         folders.read_config(directory)
     except folders.FolderError as error:

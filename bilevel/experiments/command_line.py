@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from absl import flags
 
-from bilevel.experiments import config, config_leaf
+from bilevel.datasets import files
+from bilevel.experiments import config, config_leaf, folders, modules
 
 DATA_VARIABLE = "BILEVEL_DATA"
 _PREFIX = "cfg."
@@ -49,7 +50,10 @@ def load_config(path: str | Path) -> Loaded:
     Example:
       `load_config("configs/x.py").config`
     """
-    path = Path(path)
+    try:
+        path = files.local(path)
+    except ValueError as error:
+        raise config.ConfigError(str(error)) from error
     if not path.is_file():
         beside = _config_files(path.parent)
         close = difflib.get_close_matches(str(path), beside, n=1)
@@ -61,11 +65,11 @@ def load_config(path: str | Path) -> Loaded:
     # Executed from the text that the run folder keeps: the import system may take
     # stale bytecode. dataclasses and get_type_hints look up names in annotations in
     # the module of that name, so it is entered, and stays when a file is loaded twice.
-    name = f"bilevel_config_{path.stem}"
+    name = f"{modules.CONFIG_PREFIX}{path.stem}"
     while name in sys.modules:
         name += "_"
     module = types.ModuleType(name)
-    module.__file__ = str(path)
+    module.__file__ = str(path.absolute())
     sys.modules[name] = module
     try:
         exec(compile(source, path, "exec"), module.__dict__)
@@ -120,8 +124,8 @@ class Options(NamedTuple):
       profile: steps to profile, 0 for none.
     """
 
-    workdir: str | None = None
-    data_dir: str | None = None
+    workdir: Path | None = None
+    data_dir: Path | None = None
     deterministic: bool = False
     strict_env: bool = False
     save_every: int = 1000
@@ -165,9 +169,9 @@ def define_launch_flags(flag_values: flags.FlagValues, module_name: str) -> None
         "Python file that defines get_config(); with it --help lists its values"
     )
     flags.DEFINE_string("config", None, config_help, **where)
-    defaults = Options(data_dir=os.environ.get(DATA_VARIABLE))
+    defaults = Options()._asdict() | {"data_dir": os.environ.get(DATA_VARIABLE)}
     bounds: dict[str, Any] = {"lower_bound": 0}
-    for name, default in defaults._asdict().items():
+    for name, default in defaults.items():
         text = _HELP[name]
         if name in ("workdir", "data_dir"):
             flags.DEFINE_string(name, default, text, **where)
@@ -184,8 +188,15 @@ def define_launch_flags(flag_values: flags.FlagValues, module_name: str) -> None
 
 
 def read_options(flag_values: flags.FlagValues) -> Options:
-    """Returns the flags that every program has, parsed."""
+    """Returns the flags that every program has, parsed.
+
+    Raises:
+      ConfigError: a value does not fit.
+      FolderError: a folder is a remote one.
+    """
     given: dict[str, Any] = {name: flag_values[name].value for name in Options._fields}
+    for name in ("workdir", "data_dir"):
+        given[name] = folders.local(given[name]) if given[name] else None
     steps = given["save_steps"]
     if steps is not None:
         leaf = config.Leaf(tuple[int, ...])

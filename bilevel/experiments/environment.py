@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bilevel.experiments import fingerprint, versions
+from bilevel.experiments import fingerprint, host_numerics, versions
 from bilevel.experiments.versions import StrPath
 
 __all__ = [
@@ -35,14 +35,12 @@ __all__ = [
     "record",
 ]
 
-# By name, never all of them: environments hold passwords.
+# By name, never all of them: environments hold passwords. `host_numerics` adds those of
+# NumPy's libraries.
 _VARIABLES = (
     "NPROC",
     "XLA_FLAGS",
     "LIBTPU_INIT_ARGS",
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA_TF32_OVERRIDE",
     "TF_CPP_MIN_LOG_LEVEL",
@@ -143,7 +141,8 @@ def record(lock: StrPath | None = None) -> dict[str, Any]:
     """Describes the environment in JSON; this starts JAX's backend.
 
     Packages, flags of JAX, environment variables from a fixed list, threads, devices,
-    CPU, the differences from the lock file, and the random bits of the fingerprint.
+    CPU, NumPy's SIMD features, BLAS and bits, whether the order of sets is random, the
+    differences from the lock file, and the random bits of the fingerprint.
 
     Cost: half a second, most of it the compilation of the fingerprint.
 
@@ -170,9 +169,9 @@ def record(lock: StrPath | None = None) -> dict[str, Any]:
         "packages": versions.installed(),
         "lock": None if lock is None else _lock_record(lock),
         "jax": _jax_flags(),
-        "variables": {
-            name: os.environ[name] for name in _names() if name in os.environ
-        },
+        "variables": _variables(),
+        "numpy": host_numerics.record(),
+        "str_hash": host_numerics.str_hash(),
         "random_numbers": fingerprint.difference(expected, exact) or "as expected",
     }
 
@@ -183,6 +182,8 @@ _COMPARED = (
     "packages",
     "jax",
     "variables",
+    "numpy",
+    "str_hash",
     "backend",
     "devices",
     "processes",
@@ -225,7 +226,12 @@ def difference(
 
 # The packages that compute numbers; listed first.
 _NUMERICAL = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "bilevel", "chex")
-_SINGULAR = {"packages": "package", "jax": "flag", "variables": "variable"}
+_SINGULAR = {
+    "packages": "package",
+    "jax": "flag",
+    "variables": "variable",
+    "numpy": "numpy",
+}
 
 
 def num_cores() -> int:
@@ -253,10 +259,12 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
-def _names() -> tuple[str, ...]:
+def _variables() -> dict[str, str]:
     """Returns the environment variables that are recorded."""
     flags = (name.upper() for name in jax.config.values if name.startswith("jax_"))
-    return (*_VARIABLES, *sorted(flags))
+    names = (*_VARIABLES, *sorted(flags))
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    return found | host_numerics.variables()
 
 
 def _jax_flags() -> dict[str, Any]:

@@ -5,11 +5,13 @@ every initial weight at identical versions; its default was flipped in jax 0.5.0
 handful of small results is computed and compared with a golden file:
 
     exact  random bits, splits and a permutation: integers, equal or not
-    float  initialisers, a dense layer, one Adam step, a matrix product: within 1e-6,
-           since the last bits depend on the instruction set
+    float  initialisers, a dense layer, one Adam step, a matrix product; products,
+           singular values, exp and tanh of NumPy: within 1e-6, since the last bits
+           depend on the instruction set
 
 The fingerprint sees neither the number of threads nor AVX2 against AVX-512; those are
-recorded by `environment`.
+recorded by `environment`, with the bits of NumPy's results. Environment variables that
+choose instructions (see `host_numerics`) count as flags.
 """
 
 import json
@@ -22,6 +24,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from bilevel.experiments import host_numerics
 
 Tier = Literal["exact", "float"]
 
@@ -44,7 +48,8 @@ class Golden(NamedTuple):
 
     Attributes:
       items: the results by name.
-      flags: JAX's flags that change numbers, by name.
+      flags: JAX's flags that change numbers, and the environment variables by which
+        NumPy and its BLAS choose instructions (None: not set), by name.
       packages: `{name: version}` of the packages that compute them.
     """
 
@@ -67,6 +72,7 @@ def compute(tiers: Sequence[Tier] = ("exact", "float")) -> dict[str, Item]:
       'exact'
     """
     chosen = {name: one for name, one in _ITEMS.items() if one[0] in tiers}
+    host = {name: one for name, one in _HOST_ITEMS.items() if one[0] in tiers}
     # In one compiled function: op by op, compilation would take three seconds.
     with (
         jax.enable_x64(False),
@@ -76,13 +82,18 @@ def compute(tiers: Sequence[Tier] = ("exact", "float")) -> dict[str, Item]:
         results = jax.jit(
             lambda: {name: make() for name, (_, make) in chosen.items()}
         )()
-    return {name: Item(chosen[name][0], _values(results[name])) for name in chosen}
+    results |= {name: make() for name, (_, make) in host.items()}
+    return {
+        name: Item(tier, _values(results[name]))
+        for name, (tier, _) in {**chosen, **host}.items()
+    }
 
 
 def flags() -> dict[str, Any]:
-    """Returns JAX's flags that change numbers, `{name: value}`."""
+    """Returns the flags that change numbers, of JAX and of NumPy, `{name: value}`."""
     values = {name: getattr(jax.config, name) for name in _FLAGS}
-    return {name: getattr(one, "value", one) for name, one in values.items()}
+    plain = {name: getattr(one, "value", one) for name, one in values.items()}
+    return plain | {name: os.environ.get(name) for name in host_numerics.VARIABLES}
 
 
 def current() -> Golden:
@@ -231,6 +242,11 @@ _ITEMS: dict[str, tuple[Tier, Callable[[], Any]]] = {
     "dense": ("float", _dense),
     "adam_step": ("float", _adam_step),
     "matmul_f32": ("float", _matmul),
+}
+
+# Not under jit.
+_HOST_ITEMS: dict[str, tuple[Tier, Callable[[], Any]]] = {
+    "numpy": ("float", host_numerics.results),
 }
 
 _FLAGS = (

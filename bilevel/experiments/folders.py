@@ -4,26 +4,29 @@ config.json     the configuration, its digest, the class that checks it
 config.py.txt   the text of the configuration file
 .gitignore      so that results are no part of the source that a run records
 .lock           held by the process that writes
+.owner          its number, while it does
 """
 
 import contextlib
 import datetime
-import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import filelock
+
 from bilevel.datasets import files
-from bilevel.experiments import config
+from bilevel.datasets.files import StrPath
+from bilevel.experiments import config, printable
 
 Status: TypeAlias = Literal["new", "unfinished", "finished"]
 
 CONFIG, SOURCE, SUMMARY = "config.json", "config.py.txt", "summary.json"
 METRICS, DIGESTS, DATA = "metrics.jsonl", "digests.jsonl", "data.json"
 CHECKPOINTS = "ckpt"
-IGNORE, LOCK = ".gitignore", ".lock"
+IGNORE, LOCK, OWNER = ".gitignore", ".lock", ".owner"
 _FORMAT = 1
 
 
@@ -31,14 +34,27 @@ class FolderError(ValueError):
     """A folder cannot be used for this run; the message says what to do."""
 
 
-def new_directory(name: str, parent: Path = Path("runs")) -> Path:
+def local(path: StrPath) -> Path:
+    """Returns a folder with `~` expanded.
+
+    Raises:
+      FolderError: it is the address of a remote one.
+    """
+    try:
+        return files.local(path)
+    except ValueError as error:
+        raise FolderError(str(error)) from error
+
+
+def new_directory(name: str, parent: StrPath = "runs") -> Path:
     """Makes the folder `<parent>/<name>-<time>[-n]` and returns it.
 
     Two processes that start in the same second get two folders.
 
     Raises:
-      FolderError: the folder cannot be made.
+      FolderError: the folder cannot be made, or is a remote one.
     """
+    parent = local(parent)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     count = 1
     with folder_errors(parent):
@@ -53,7 +69,7 @@ def new_directory(name: str, parent: Path = Path("runs")) -> Path:
                 return directory
 
 
-def claim(directory: Path, cfg: Any, *, source: str = "") -> Status:
+def claim(directory: StrPath, cfg: Any, *, source: str = "") -> Status:
     """Takes a folder for a run with this configuration.
 
     Args:
@@ -66,8 +82,11 @@ def claim(directory: Path, cfg: Any, *, source: str = "") -> Status:
 
     Raises:
       FolderError: the folder holds a run with another configuration (the message lists
-        the differences), or something that is no run, or cannot be written to.
+        the differences), or something that is no run, or cannot be written to, or is a
+        remote one.
     """
+    directory = local(directory)
+    require_plain(directory)
     if directory.exists() and not directory.is_dir():
         raise FolderError(f"{directory} is a file; give another --workdir")
     record = directory / CONFIG
@@ -98,6 +117,49 @@ def claim(directory: Path, cfg: Any, *, source: str = "") -> Status:
     return "new"
 
 
+def require_plain(directory: Path) -> None:
+    """Refuses a folder that has us read or write elsewhere, or wait.
+
+    A folder that was received may hold a link in place of a file that we append to. The
+    checkpoints may be elsewhere, on a larger disk, but not in another run.
+
+    Cost: a look at every entry.
+
+    Raises:
+      FolderError: something in it is a link out of the folder, or neither file, folder
+        nor link; all of them are named.
+    """
+    top = directory.resolve()
+    checkpoints = top / CHECKPOINTS
+    is_elsewhere = checkpoints.is_symlink() and checkpoints.is_dir()
+    target = checkpoints.resolve()
+    is_elsewhere = is_elsewhere and not (target.parent / CONFIG).exists()
+    wrong = _leading_elsewhere(top, {checkpoints} if is_elsewhere else set())
+    wrong += _leading_elsewhere(target, set()) if is_elsewhere else []
+    if wrong:
+        lines = "\n  ".join(map(printable.line, wrong))
+        raise FolderError(
+            f"{directory} is not used, for it leads elsewhere:\n  {lines}\nIf somebody"
+            " sent it, ask why. If you made the links to have more space, put the whole"
+            " folder there and give that, or a link to that"
+        )
+
+
+def _leading_elsewhere(top: Path, allowed: Collection[Path]) -> list[str]:
+    """Lists the links out of a folder, and what is neither file nor folder."""
+    wrong = []
+    for folder, _, _ in os.walk(top):
+        with os.scandir(folder) as entries:
+            for one in entries:
+                if one.is_symlink():
+                    target = Path(one.path).resolve()
+                    if not target.is_relative_to(top) and Path(one.path) not in allowed:
+                        wrong.append(f"{one.path} is a link to {target}")
+                elif not (one.is_file() or one.is_dir()):
+                    wrong.append(f"{one.path} is neither a file nor a folder")
+    return wrong
+
+
 def is_finished(directory: Path) -> bool:
     """Says whether the run in a folder reached its end."""
     return (directory / SUMMARY).exists()
@@ -114,9 +176,11 @@ def read_config(directory: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
         stored = content["config"]
         is_whole = config.dict_digest(stored) == content["config_digest"]
+        if not isinstance(stored, dict):
+            raise TypeError(f"its configuration is a {type(stored).__name__}")
     except FileNotFoundError:
         raise FolderError(f"{directory} is no run: it has no {CONFIG}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise FolderError(f"{path} is damaged ({error})") from error
     if not is_whole:
         raise FolderError(f"{path} was changed: its values do not have its digest")
@@ -133,36 +197,40 @@ def locked(directory: Path) -> Iterator[Callable[[], bool]]:
     Raises:
       FolderError: another process holds it, or it cannot be written to.
     """
-    if importlib.util.find_spec("fcntl") is None:  # Windows
-        yield directory.is_dir
-        return
-    import fcntl
-
+    path, owner = directory / LOCK, directory / OWNER
+    # Of the process, not of a thread: whoever closes the run lets go.
+    lock = filelock.FileLock(path, thread_local=False)
     with folder_errors(directory):
-        file = (directory / LOCK).open("a+")
-    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
             raise FolderError(
-                f"process {owner} is writing to {directory}; wait for it, or give"
-                " another --workdir"
+                f"process {_text(owner) or 'unknown'} is writing to {directory}; wait"
+                " for it, or give another --workdir"
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        try:
-            yield lambda: _is_file(directory / LOCK, file.fileno())
-        finally:
-            file.truncate(0)  # so that no file of a finished run is unsealed
-
-
-def _is_file(path: Path, descriptor: int) -> bool:
-    """Says whether a path still leads to an open file."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        with folder_errors(directory):
+            # In a file of its own: a process that tries may empty the locked one.
+            files.replace_text(owner, f"{os.getpid()}\n")
+            held = path.stat()
+        yield lambda: _is_file(path, held)
+    finally:
+        with contextlib.suppress(OSError):  # the folder is gone, or read-only now
+            owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _is_file(path: Path, held: os.stat_result) -> bool:
+    """Says whether a path still leads to the same file."""
+    try:
+        return os.path.samestat(path.stat(), held)
     except OSError:
         return False
 
@@ -239,7 +307,7 @@ def _check_same(directory: Path, stored: Mapping[str, Any], cfg: Any) -> None:
                 [
                     f"{directory} holds a run with another configuration"
                     " (field: stored -> given):",
-                    *lines,
+                    *map(printable.line, lines),
                 ]
             )
             + "\ngive the stored values to resume it, or another --workdir"

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,9 @@ from bilevel.experiments import (
     messages,
     metrics,
     plots,
+    printable,
     profiling,
+    redaction,
     run_folder,
     seal,
     starts,
@@ -48,7 +51,7 @@ from bilevel.experiments import (
 
 Main: TypeAlias = Callable[[Any, run_folder.Run], object]
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_INTERRUPTED = {interrupts.exit_code(number) for number in interrupts.SIGNALS}
 
 
 def launch(
@@ -75,6 +78,7 @@ def launch(
       `--profile=20` says where the time of 20 steps goes.
     - Ctrl-C prints the command that resumes, also where `main` returns normally after
       it, as `bilevel.run` does between two chunks. An interrupted run cannot finish.
+      SIGTERM, SIGUSR1 and SIGHUP, which schedulers send before they kill, do the same.
 
     Args:
       main: takes the configuration and a `Run`; its result is ignored.
@@ -87,8 +91,9 @@ def launch(
     Raises:
       SystemExit: always. Code 0: `main` returned, or the run was finished before;
         1: the command line, the configuration or the folder is wrong, said in
-        one error message; 130: interrupted: the folder is closed, and the process ends
-        at once, without functions of `atexit`. What `main` raises is passed on.
+        one error message; 128 + the number of a signal (130: Ctrl-C, 143: SIGTERM, 138:
+        SIGUSR1, 129: SIGHUP): the folder is closed, and the process ends at once,
+        without functions of `atexit`. What `main` raises is passed on.
 
     Example:
       ```
@@ -120,7 +125,7 @@ def launch(
 
 def _left(code: int) -> int:
     """Ends an interrupted program here; returns the code of any other."""
-    if code == _INTERRUPTED:
+    if code in _INTERRUPTED:
         # Python's own end crashes or hangs after an interrupt that came while JAX
         # compiled. The folder is closed, so that nothing is left to do.
         logging.shutdown()
@@ -153,26 +158,29 @@ def _start(
         _or_exit(_check_environment, argv[0])
     workdir = options.workdir
     directory = (
-        Path(workdir) if workdir else _or_exit(folders.new_directory, loaded.path.stem)
+        _or_exit(folders.new_directory, loaded.path.stem)
+        if workdir is None
+        else workdir
     )
     status = _or_exit(folders.claim, directory, cfg, source=loaded.source)
     if status == "finished":
         messages.say(f"{directory} is finished; for another run give another --workdir")
         return 0
     # Not to that step once more.
-    again = [one for one in command if not one.startswith("--restore_step=")]
-    resume = shlex.join([*again, *([] if workdir else [f"--workdir={directory}"])])
-    with logs.log_file(directory), interrupts.noticed() as was_interrupted:
+    resume = [one for one in command if not one.startswith("--restore_step=")]
+    resume += [] if workdir else [f"--workdir={directory}"]
+    with logs.log_file(directory), interrupts.noticed() as first_signal:
         say = functools.partial(messages.say, directory=directory)
         say(f"{status} run in {directory}")
+        _warn_of_secrets(directory, cfg)
         try:
-            _run(main, cfg, directory, options, programs, argv, was_interrupted)
-            is_interrupted = was_interrupted()
+            _run(main, cfg, directory, options, programs, argv, first_signal)
+            number = first_signal()
         except journal.StoppedAfter as stop:
             say(str(stop))
             return 0
         except KeyboardInterrupt:
-            is_interrupted = True
+            number = first_signal() or signal.SIGINT
         except _MISTAKES as error:
             say(f"error: {error}")
             return 1
@@ -185,9 +193,24 @@ def _start(
                 plots.draw_run(directory)
                 say(f"finished: {_scalars(directory)}; all of it in {directory}")
         else:
-            reason = "interrupted" if is_interrupted else "main returned before finish"
-            say(f"{reason}; the run in {directory} is resumed by\n  {resume}")
-    return _INTERRUPTED if is_interrupted else 0
+            reason = _reason(number) if number else "main returned before finish"
+            text = f"{reason}; the run in {directory} is resumed by\n  "
+            messages.say(text + shlex.join(resume))
+            logs.note(directory, text + shlex.join(redaction.redacted(resume)))
+    return interrupts.exit_code(number) if number else 0
+
+
+def _warn_of_secrets(directory: Path, cfg: Any) -> None:
+    """Says that a configuration is recorded in full."""
+    texts = {name for name, one in config.flat(cfg).items() if one and str(one) == one}
+    if names := sorted(filter(redaction.is_secret_name, texts)):
+        message = f"config.json holds {', '.join(names)}, as every configuration: pass"
+        messages.warn(directory, f"{message} secrets by environment variables")
+
+
+def _reason(number: int) -> str:
+    is_ctrl_c = number == signal.SIGINT
+    return "interrupted" if is_ctrl_c else f"ended by {signal.Signals(number).name}"
 
 
 def _run(
@@ -197,7 +220,7 @@ def _run(
     options: command_line.Options,
     programs: Path | None,
     argv: Sequence[str],
-    was_interrupted: Callable[[], bool],
+    first_signal: Callable[[], int],
 ) -> None:
     """Records the start, and calls `main` with the open folder."""
     with run_folder.open_run(
@@ -211,16 +234,15 @@ def _run(
     ) as run:
         if folders.is_finished(directory):  # by a process that was quicker
             return
-        with interrupts.held_back():
-            starts.record(directory, argv[0], argv, options.recorded())
-        finish = functools.partial(_finish, run.finish, was_interrupted)
-        run = run._replace(finish=finish)
-        if programs is None:
-            main(cfg, run)
-            return
-        say = functools.partial(messages.say, directory=directory)
-        with profiling.profiler(directory, programs, options.profile, say) as look:
-            main(cfg, run._replace(save=_looking(look, run.save)))
+        with starts.recorded(directory, argv[0], argv, options.recorded()) as complete:
+            finish = functools.partial(_finish, run.finish, first_signal, complete)
+            run = run._replace(finish=finish)
+            if programs is None:
+                main(cfg, run)
+                return
+            say = functools.partial(messages.say, directory=directory)
+            with profiling.profiler(directory, programs, options.profile, say) as look:
+                main(cfg, run._replace(save=_looking(look, run.save)))
 
 
 def _looking(look: Callable[[int], None], save: run_folder.Save) -> run_folder.Save:
@@ -250,7 +272,7 @@ def _scalars(directory: Path) -> str:
     summary = json.loads((directory / folders.SUMMARY).read_text())
     result = {**summary["result"], "time": summary["time"]}
     return ", ".join(
-        f"{name} {value:.6g}"
+        f"{printable.line(name)} {value:.6g}"
         for name, value in result.items()
         if isinstance(value, int | float)
     )
@@ -258,14 +280,16 @@ def _scalars(directory: Path) -> str:
 
 def _finish(
     finish: Callable[[Mapping[str, Any]], None],
-    was_interrupted: Callable[[], bool],
+    first_signal: Callable[[], int],
+    complete: Callable[[], None],
     summary: Mapping[str, Any],
 ) -> None:
     """Finishes the run unless it was cut short."""
     # `bilevel.run` answers Ctrl-C by returning early, and `main` goes on as if it were
     # done: its summary would be of a part of the run.
-    if was_interrupted():
+    if first_signal():
         raise KeyboardInterrupt
+    complete()
     finish(summary)
 
 

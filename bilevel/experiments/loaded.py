@@ -94,7 +94,8 @@ def load_run(
       `LoadedRun`.
 
     Raises:
-      FolderError: it is no run, or damaged; the message has every file.
+      FolderError: it is no run, or damaged, or has links to elsewhere; the message has
+        every file.
 
     Example:
       ```
@@ -105,7 +106,7 @@ def load_run(
     """
     if damaged not in ("raise", "warn"):
         raise ValueError(f"damaged: expected 'raise' or 'warn', got {damaged!r}")
-    directory = Path(path).absolute()
+    directory = folders.local(path).absolute()
     checkpoints = directory / folders.CHECKPOINTS
     report = check.check(directory, in_full=False)
     if report.wrong and damaged == "raise":

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bilevel.experiments import printable
+
 NAME = "log.txt"
 
 
@@ -55,4 +57,4 @@ def note(directory: Path, message: str) -> None:
     """Appends a message to the log of a run, with the time of day."""
     now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
     with contextlib.suppress(OSError), (directory / NAME).open("a") as file:
-        file.write(f"{now} {message}\n")
+        file.write(f"{now} {printable.block(message)}\n")

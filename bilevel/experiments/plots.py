@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bilevel.datasets import files
-from bilevel.experiments import folders, messages, metrics
+from bilevel.experiments import folders, messages, metrics, printable
 
 OF_A_RUN = "figures/metrics.png"
 """What `draw_run` draws, in the folder of a run."""
@@ -136,8 +136,8 @@ def make(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) 
 
 
 def _plain(text: str) -> str:
-    """Returns a name so that matplotlib takes no `$` for the start of a formula."""
-    return text.replace("$", r"\$")
+    """Returns a name in one line, of which no `$` is taken for a formula."""
+    return printable.line(text).replace("$", r"\$")
 
 
 def _families(names: Sequence[str]) -> dict[str, list[str]]:

@@ -8,18 +8,22 @@ sha256 of every state that was saved.
 
 import json
 import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.experiments import config, folders, metrics, source, starts
+from bilevel.experiments import (
+    code_difference,
+    config,
+    folders,
+    metrics,
+    printable,
+    reproduction_plan,
+    starts,
+)
 from bilevel.experiments.loaded import LoadedRun, load_run
-
-
-class ReproduceError(RuntimeError):
-    """The run cannot be repeated; the message says why."""
+from bilevel.experiments.reproduction_plan import Plan, ReproduceError
 
 
 class Reproduction(NamedTuple):
@@ -32,7 +36,9 @@ class Reproduction(NamedTuple):
       step: of that difference.
       compared: how many lines of metrics, and states, were compared.
       last_step: the last step that was compared.
-      code: what is known of the code.
+      equal: what is known to be that of the record, if `changes` are all there is.
+      unknown: what may differ as well, since nobody recorded it.
+      threads: the largest number of threads.
     """
 
     changes: list[str]
@@ -40,45 +46,56 @@ class Reproduction(NamedTuple):
     step: int | None
     compared: tuple[int, int]
     last_step: int
-    code: str = "code"
+    equal: Sequence[str] = ()
+    unknown: Sequence[str] = ()
+    threads: int = 1
 
     def text(self) -> str:
         """The verdict in words."""
         lines, states = self.compared
         what = f"{lines} lines of metrics and {states} states, to step {self.last_step}"
-        changed = [f"  {one}" for one in self.changes]
+        changed = [f"  {printable.line(one)}" for one in self.changes]
         if self.first_difference is None:
             although = ["although this differs:"] if changed else []
             return "\n".join([f"bit-identical: {what}", *although, *changed])
         cause = (
             "likely cause, the likeliest first:"
             if changed
-            else f"no cause is known: {self.code}, data, environment and threads are"
-            " those of the record. XLA with several threads is not always"
-            " deterministic; repeat both runs with --deterministic"
+            else f"no cause is known: {', '.join(self.equal)} are those of the record"
         )
+        rest = [f"not known: {'; '.join(self.unknown)}"] if self.unknown else []
+        if not changed and self.threads > 1:
+            rest.append(
+                "XLA with several threads is not always deterministic; repeat both runs"
+                " with --deterministic"
+            )
         head = f"differs first at step {self.step}: {self.first_difference}"
-        return "\n".join([head, f"compared: {what}", cause, *changed])
+        lines = [head, f"compared: {what}", cause]
+        return "\n".join([*map(printable.line, lines), *changed, *rest])
 
 
 def reproduce(
     path: Path,
     *,
     steps: int | None = None,
-    program: str | None = None,
+    program: str | Path | None = None,
     arguments: Sequence[str] = (),
+    confirm: Callable[[Plan], bool] = lambda plan: not plan.foreign,
 ) -> Reproduction:
-    """Repeats a run and compares.
+    """Repeats a run and compares. The code of the record's folder is executed.
 
     Args:
-      path: the folder of the record; it is read only.
+      path: the folder of the record; nothing in it is changed.
       steps: stop after this step; by default all of them.
       program: the file to run; by default that of the record, in the repository that
         the current folder is in.
       arguments: more flags for the program, `--cfg.seed=1`, `--data_dir=...`.
+      confirm: `confirm(plan)` says whether that is to be run. By default nothing is
+        that is not the clone's.
 
     Raises:
-      ReproduceError: there is no record or no program, or the program failed.
+      ReproduceError: there is no record, no program of the clone, no consent, or the
+        program failed.
       FolderError, MetricsError: the folder is damaged.
     """
     record = load_run(path)
@@ -91,11 +108,19 @@ def reproduce(
             " its own: run that again (starts/1 has its cells or its file), or pass"
             " --program=<file> of a launched program that does the same"
         )
-    file = Path(program) if program else _find_program(first)
+    try:
+        plan = reproduction_plan.make(record, program, arguments)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ReproduceError(f"{path}: its record is damaged ({error!r})") from error
+    if not confirm(plan):
+        raise ReproduceError(
+            "not run, for this is not the code of the clone:\n  "
+            + "\n  ".join(plan.foreign)
+            + "\nread it, and pass --yes"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again"
-        command = [sys.executable, str(file), *_flags(record, path)]
-        command += [f"--workdir={again}", *arguments]
+        command = [*plan.command, f"--workdir={again}"]
         if steps is not None:
             command += [f"--stop_after={steps}"]
         done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
@@ -143,49 +168,30 @@ def compare(
             f" up to step {last}"
         )
     step, what = min(found) if found else (None, None)
-    is_known = record.starts[0].source["program"].get("tree") is not None
-    code = "code" if is_known else "the program's file (more of its code is not known)"
-    return Reproduction(changes, what, step, compared, last, code)
-
-
-def _find_program(first: starts.Start) -> Path:
-    recorded = first.source["program"]
-    top = source.repository(Path.cwd())
-    name = recorded.get("program") if top is not None else None
-    file = top / name if top is not None and name else Path(first.command["argv"][0])
-    if not file.is_file():
-        raise ReproduceError(
-            f"there is no {file}: go to a clone of the program's repository, or pass"
-            " --program=<file>"
-        )
-    return file
-
-
-def _flags(record: LoadedRun, path: Path) -> list[str]:
-    """Returns the command line that repeats a record."""
-    # Every value as a flag: the file may take some from elsewhere.
-    values = {
-        f"--cfg.{name}={_text(value)}"
-        for name, value in config.flat_dict(record.config).items()
-    }
-    options = record.starts[0].command["flags"]
-    is_deterministic = "" if options["deterministic"] else "no"
-    saved = metrics.read(record.directory / folders.DIGESTS)
-    steps = ",".join(str(line["step"]) for line in saved)
-    file = path.resolve() / folders.SOURCE
-    has_file = bool(file.read_text())  # else the program had one of its own
-    return [
-        *([f"--config={file}"] if has_file else []),
-        f"--{is_deterministic}deterministic",
-        *([f"--save_steps={steps}"] if steps else []),
-        *sorted(values),
+    unknown_code = _unknown_code(record, again)
+    has_data = bool(record.data and again.data)
+    equal = [
+        "configuration",
+        *([] if unknown_code else ["code"]),
+        *(["recorded data"] if has_data else []),
+        "environment",
+        "threads",
     ]
+    unknown = unknown_code + (
+        [] if has_data else ["the data, of which none is recorded"]
+    )
+    environments = [one.starts[0].environment for one in (record, again)]
+    if any(one.get("str_hash") != "fixed" for one in environments):
+        unknown.append("the order of sets of texts (PYTHONHASHSEED is not set)")
+    threads = max(one.get("threads", 1) for one in environments)
+    return Reproduction(changes, what, step, compared, last, equal, unknown, threads)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_text, value))
-    return "none" if value is None else str(value)
+def _unknown_code(record: LoadedRun, again: LoadedRun) -> list[str]:
+    """Lists what one of the records, or both, does not say of the code."""
+    sources = [one.starts[0].source for one in (record, again)]
+    lines = [line for one in sources for line in code_difference.unknown(one)]
+    return [*dict.fromkeys(lines)]
 
 
 def _data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -155,7 +155,8 @@ def open_run(
 
     Raises:
       FolderError: another process writes to the folder, or it is of a finished run and
-        damaged, or `restore_step` would change a finished run.
+        damaged, or `restore_step` would change a finished run, or it is a remote one,
+        or has links to elsewhere.
 
     Example:
       ```
@@ -165,7 +166,11 @@ def open_run(
           run.log(step, loss=0.5)
       ```
     """
-    directory = Path(directory).absolute()
+    directory = folders.local(directory).absolute()
+    data = None if data_dir is None else folders.local(data_dir)
+    folders.require_plain(directory)
+    if (link := directory / CHECKPOINTS).is_symlink():
+        messages.say(f"checkpoints are in {link.resolve()}: {link} is a link")
     handed_out: list[str] = []
 
     def log(step: int, **values: Any) -> None:
@@ -234,7 +239,7 @@ def open_run(
         ):
             yield Run(
                 directory=directory,
-                data_dir=None if data_dir is None else Path(data_dir),
+                data_dir=data,
                 log=log,
                 save=save,
                 restore=restore,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.experiments import config, folders, metrics
+from bilevel.experiments import config, folders, metrics, printable
 from bilevel.experiments.loaded import LoadedRun, load_run
 
 
@@ -37,7 +37,9 @@ def find(directory: Path) -> list[Path]:
     return sorted(one.parent for one in directory.rglob(folders.CONFIG))
 
 
-def collect(directory: Path, metric: str, highest: bool = False) -> list[Row]:
+def collect(
+    directory: folders.StrPath, metric: str, highest: bool = False
+) -> list[Row]:
     """Reads all runs of a folder, sorted by the best value of a metric.
 
     Args:
@@ -48,6 +50,7 @@ def collect(directory: Path, metric: str, highest: bool = False) -> list[Row]:
     Raises:
       FolderError: there is no run, or no run has logged this metric.
     """
+    directory = folders.local(directory)
     paths = find(directory)
     if not paths:
         raise folders.FolderError(f"there is no run in {directory}")
@@ -55,8 +58,11 @@ def collect(directory: Path, metric: str, highest: bool = False) -> list[Row]:
     for path in paths:
         try:
             rows.append(_row(path, directory, metric, highest))
-        except (folders.FolderError, metrics.MetricsError) as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
+        # Whatever is wrong with a run that was received: the others are listed.
+        except Exception as error:
+            known = (folders.FolderError, metrics.MetricsError)
+            text = str(error) if isinstance(error, known) else f"{path}: {error!r}"
+            warnings.warn(printable.block(f"left out: {text}"), stacklevel=2)
     if not rows:
         raise folders.FolderError(f"there is no run in {directory} that can be read")
     if all(math.isnan(row.best) for row in rows):
@@ -65,7 +71,7 @@ def collect(directory: Path, metric: str, highest: bool = False) -> list[Row]:
         )
         raise folders.FolderError(
             f"no run in {directory} has logged {metric!r}; there are"
-            f" {', '.join(known) or 'no metrics'}"
+            f" {', '.join(map(printable.line, known)) or 'no metrics'}"
         )
     sign = -1 if highest else 1
     return sorted(rows, key=lambda r: (math.isnan(r.best), sign * r.best, r.name))
@@ -97,6 +103,7 @@ def table(rows: Sequence[Row], metric: str) -> str:
         ]
         for row in rows
     ]
+    head, *body = [[printable.line(one) for one in row] for row in (head, *body)]
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     is_text = [True, *([False] * len(fields)), False, False, True, False]
 
@@ -122,7 +129,7 @@ def _row(path: Path, directory: Path, metric: str, highest: bool) -> Row:
         status="finished" if run.summary is not None else f"step {last_step}",
         last=numbers[-1] if numbers else math.nan,
         best=(max if highest else min)(finite, default=math.nan),
-        seconds=run.metrics[-1].get("time", 0.0) if run.metrics else 0.0,
+        seconds=float(run.metrics[-1].get("time", 0.0)) if run.metrics else 0.0,
         run=run,
     )
 

@@ -125,7 +125,7 @@ def _files(directory: Path) -> set[str]:
     ]
     found = {one.relative_to(directory).as_posix() for one in paths if one.is_file()}
     half_written = {one for one in found if posixpath.basename(one).endswith(".tmp")}
-    return found - half_written - {NAME, folders.LOCK}
+    return found - half_written - {NAME, folders.LOCK, folders.OWNER}
 
 
 def _digests(directory: Path, names: Collection[str]) -> dict[str, str]:

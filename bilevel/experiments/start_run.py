@@ -2,13 +2,24 @@
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from bilevel.experiments import config as configs
-from bilevel.experiments import folders, logs, messages, plots, run_folder, seal, starts
+from bilevel.experiments import (
+    folders,
+    interrupts,
+    logs,
+    messages,
+    notebook,
+    plots,
+    run_folder,
+    seal,
+    starts,
+)
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -45,6 +56,8 @@ def start_run(
       ConfigError: the configuration is wrong.
       FolderError: the folder holds a run with another configuration (the message lists
         the differences) or no run, or another process writes to it.
+      SystemExit: of a script, if SIGTERM, SIGUSR1 or SIGHUP came: with its code, once
+        what was saved is complete. A notebook hears of Ctrl-C only.
 
     Example:
       ```
@@ -54,12 +67,14 @@ def start_run(
       ```
     """
     config = configs.checked(config)
-    folder = folders.new_directory("run") if directory is None else Path(directory)
+    is_new = directory is None
+    folder = folders.new_directory("run") if is_new else folders.local(directory)
     status = folders.claim(folder, config)
     is_old = status == "finished"  # nothing in it changes, then
     messages.say(f"{status} run in {folder}", None if is_old else folder)
     with (
         contextlib.nullcontext() if is_old else logs.log_file(folder),
+        _exit_code_of_signals(folder),
         run_folder.open_run(
             folder,
             save_every=save_every,
@@ -68,17 +83,52 @@ def start_run(
             data_dir=None if data_dir is None else Path(data_dir),
         ) as run,
     ):
-        if not is_old:
+        if is_old:
+            yield run
+        else:
             flags = {
                 "deterministic": os.environ.get("NPROC") == "1",
                 "save_every": save_every,
                 "save_seconds": save_seconds,
             }
-            starts.record(folder, _program(), sys.argv, flags, is_launched=False)
-        yield run
+            start = starts.recorded(
+                folder, _program(), sys.argv, flags, is_launched=False
+            )
+            with start as complete:
+                yield run._replace(finish=_after(complete, run.finish))
     if folders.is_finished(folder) and not is_old:
         with seal.reopened(folder, plots.OF_A_RUN):
             plots.draw_run(folder)
+
+
+@contextlib.contextmanager
+def _exit_code_of_signals(folder: Path) -> Iterator[None]:
+    """Ends a script as `launch` does when a scheduler wants it to end."""
+    if notebook.is_there():
+        yield
+        return
+    with interrupts.noticed() as first_signal:
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            number = first_signal()
+            if number in (0, signal.SIGINT):
+                raise
+            name = signal.Signals(number).name
+            message = f"ended by {name}; the same script resumes the run in {folder}"
+            # Nothing in the folder of a finished run changes.
+            messages.say(message, None if folders.is_finished(folder) else folder)
+            raise SystemExit(interrupts.exit_code(number)) from error
+
+
+def _after(
+    complete: Callable[[], None], finish: Callable[[Mapping[str, Any]], None]
+) -> Callable[[Mapping[str, Any]], None]:
+    def finished(summary: Mapping[str, Any]) -> None:
+        complete()
+        finish(summary)
+
+    return finished
 
 
 def _program() -> str:

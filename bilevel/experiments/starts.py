@@ -2,24 +2,39 @@
 
 starts/<n>/command.json      command line, flags, time
 starts/<n>/environment.json  see `environment.record`
-starts/<n>/source.json       see `source.record`; of bilevel too, if it is elsewhere
+starts/<n>/source.json       see `source.record`; of bilevel too, if it is elsewhere;
+                             `modules`: what was loaded from outside of these sources,
+                             by SHA-256, up to the `start` or the `end` of the process
 starts/<n>/diff.patch        from the commit to the code that ran
 starts/<n>/bilevel.patch     the same of bilevel, if it has a repository of its own
 starts/<n>/program.py.txt    the program, where commit and diff are not all
 starts/<n>/cells.py.txt      the cells of a notebook that were run before, in order
+
+Values that look like secrets are left out of command and cells, see `redaction`.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
-import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import bilevel
 from bilevel.datasets import files
-from bilevel.experiments import environment, messages, source
+from bilevel.experiments import (
+    code_difference,
+    environment,
+    git,
+    interrupts,
+    messages,
+    modules,
+    notebook,
+    redaction,
+    source,
+)
 from bilevel.experiments.folders import FolderError, folder_errors
 
 _STARTS = "starts"
@@ -36,6 +51,61 @@ class Start(NamedTuple):
     source: dict[str, Any]
 
 
+class Written(NamedTuple):
+    """A start that was recorded just now.
+
+    Attributes:
+      start: the record.
+      folder: where it is.
+      held: the files of the sources that are recorded.
+      loaded: the files of the modules that were loaded by then.
+      top: of the program's repository, or None.
+      redacted: the flags and names whose values were left out.
+    """
+
+    start: Start
+    folder: Path
+    held: frozenset[Path]
+    loaded: frozenset[Path]
+    top: Path | None
+    redacted: list[str]
+
+
+@contextlib.contextmanager
+def recorded(
+    directory: Path,
+    program: str,
+    argv: Sequence[str],
+    flags: Mapping[str, Any],
+    *,
+    is_launched: bool = True,
+) -> Iterator[Callable[[], None]]:
+    """Records a start, and at the end of the block what was loaded since.
+
+    Yields:
+      A function that does the latter at once: to be called before the folder is sealed.
+
+    Raises:
+      FolderError: the disk refuses.
+    """
+    with interrupts.held_back():
+        written = record(directory, program, argv, flags, is_launched=is_launched)
+    started, is_complete = time.time(), False
+
+    @interrupts.held_back()
+    def complete() -> None:
+        nonlocal is_complete
+        if not is_complete:
+            _complete(directory, written, started)
+        is_complete = True
+
+    try:
+        yield complete
+    finally:
+        with contextlib.suppress(FolderError):  # what ended the block counts more
+            complete()
+
+
 def record(
     directory: Path,
     program: str,
@@ -43,10 +113,11 @@ def record(
     flags: Mapping[str, Any],
     *,
     is_launched: bool = True,
-) -> None:
+) -> Written:
     """Records a start (see `write`), and says what is not as it should be, or was."""
     before = read_all(directory)
-    now = write(directory, program, argv, flags, is_launched=is_launched)
+    written = write(directory, program, argv, flags, is_launched=is_launched)
+    now = written.start
     lock, numbers = now.environment["lock"], now.environment["random_numbers"]
     if lock is None:
         message = "no requirements.lock: versions are recorded, not checked"
@@ -54,18 +125,50 @@ def record(
     elif lock["mismatches"]:
         message = f"packages differ from {lock['file']}:"
         messages.warn(directory, message, lock["mismatches"])
-    for name, code in now.source.items():
-        if code and code["commit"] is None:
-            message = "no git commit: of the code, the program's own file is recorded"
-            messages.warn(directory, message)
-        elif code and not code["is_complete"]:
+    for name in ("program", "bilevel"):
+        code = now.source[name] or {}
+        if name == "program" and code["commit"] is None:
+            messages.warn(directory, _no_commit(code))
+        elif "reason" in code:
             message = f"the recorded source of {name} is not complete:"
-            messages.warn(directory, message, _missing(code))
+            messages.warn(directory, message, [code["reason"]])
+    _warn_of_modules(directory, now.source["modules"])
+    if line := code_difference.new_files(now.source, written.redacted):
+        messages.say(line, directory)
     if numbers != "as expected":
         message = "random numbers are not those of bilevel's record:"
         messages.warn(directory, message, numbers)
     if before and (changes := difference(before[-1], now)):
         messages.warn(directory, "since the run was started last:", changes)
+    return written
+
+
+def _complete(directory: Path, written: Written, started: float) -> None:
+    """Adds what was loaded since the start to the record of it.
+
+    Raises:
+      FolderError: the disk refuses.
+    """
+    if not written.folder.is_dir():  # somebody deleted it
+        return
+    before = written.start.source["modules"]
+    # A file that was changed meanwhile is not the one of the recorded source.
+    changed = {
+        path
+        for path in {*modules.loaded().values()} - written.loaded
+        if _was_changed(path, started)
+    }
+    found = modules.outside(written.held - changed, written.top)
+    later = {name: one for name, one in found.items() if name not in before}
+    code = written.start.source["program"]
+    now = written.start.source | {
+        "program": code | {"is_complete": code["is_complete"] and not later},
+        "modules": before | later,
+        "modules_at": "end",
+    }
+    with folder_errors(directory):
+        _write(written.folder / _SOURCE, now)
+    _warn_of_modules(directory, later)
 
 
 def write(
@@ -75,7 +178,7 @@ def write(
     flags: Mapping[str, Any],
     *,
     is_launched: bool = True,
-) -> Start:
+) -> Written:
     """Records a start.
 
     Cost: half a second.
@@ -91,21 +194,43 @@ def write(
     Raises:
       FolderError: the disk refuses.
     """
-    cells = "" if is_launched else _cells_run_so_far()
-    text = cells or _text(program)
+    cells, secrets = redaction.redacted_code(
+        "" if is_launched else notebook.cells_run_so_far()
+    )
+    command, flags_left_out = redaction.redacted_command(argv)
+    path = Path(program).resolve()
+    text = cells.encode() if cells else _content(path)
     lock = environment.find_lock(program)
-    code, library = source.record(program), _library_source(program)
+    loaded = modules.loaded()
+    used = frozenset({path, *loaded.values()})
+    code, library = source.record(program, used), _library_source(program, used)
+    top = git.repository(program)
+    # The text of a configuration file is config.py.txt.
+    configs = {n for n in loaded if is_launched and n.startswith(modules.CONFIG_PREFIX)}
+    # The text of the program is kept as well, where it is not in the tree.
+    held = code.files | {path} | {loaded[name] for name in configs}
+    held |= frozenset() if library is None else library.files
+    outside = modules.outside(held, top)
+    is_rebuilt = code.record["is_complete"] and (bool(cells) or path in code.files)
+    program_record = code.record | {
+        "is_complete": is_rebuilt and not outside,
+        "sha256": None if text is None else hashlib.sha256(text).hexdigest(),
+    }
+    if text is None and "reason" not in program_record:
+        program_record["reason"] = _NO_FILE
     start = Start(
         {
-            "argv": list(argv),
+            "argv": command,
             "flags": dict(flags),
             "is_launched": is_launched,
             "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         },
         environment.record(lock),
         {
-            "program": code.record | {"sha256": _sha256(text)},
+            "program": program_record,
             "bilevel": library and library.record,
+            "modules": outside,
+            "modules_at": "start",
         },
     )
     with folder_errors(directory):
@@ -117,13 +242,18 @@ def write(
             _write_diff(folder / _LIBRARY, library.diff)
         if cells:
             files.replace_text(folder / _CELLS, cells)
-        elif text and not code.record["is_complete"]:
-            files.replace_text(folder / _PROGRAM, text)
+        elif text and not is_rebuilt:
+            files.replace_bytes(folder / _PROGRAM, text)
         # The command last: a start without one was cut short.
         _write(folder / _SOURCE, start.source)
         _write(folder / _ENVIRONMENT, start.environment)
         _write(folder / _COMMAND, start.command)
-    return start
+    files_of_modules = frozenset(loaded.values())
+    left_out = [*flags_left_out, *secrets]
+    return Written(start, folder, held, files_of_modules, top, left_out)
+
+
+_NO_FILE = "the program is no file (standard input, -c): its text is not known"
 
 
 def read_all(directory: Path, *, skip_damaged: bool = False) -> list[Start]:
@@ -153,73 +283,52 @@ def _folders(directory: Path) -> list[Path]:
 
 def difference(before: Start, now: Start) -> list[str]:
     """Lists what differs between two starts, the likeliest cause first."""
-    code = _code_difference("program", before, now)
-    code += _code_difference("bilevel", before, now)
-    return code + environment.difference(before.environment, now.environment)
+    return [
+        *code_difference.code(before.source, now.source),
+        *environment.difference(before.environment, now.environment),
+        *code_difference.other_files(before.source, now.source),
+    ]
 
 
-def _cells_run_so_far() -> str:
-    """Returns the text of the notebook's cells, '' where there is no notebook."""
-    # Not imported: where there is a notebook, it is there already.
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    texts = [] if shell is None else shell.user_ns.get("In", [])
-    numbered = [f"# In [{n}]:\n{text}\n" for n, text in enumerate(texts) if text]
-    return "\n".join(numbered)
+def _no_commit(code: Mapping[str, Any]) -> str:
+    if code["sha256"] is None:
+        return f"no git commit, and {_NO_FILE}; no code is recorded"
+    return "no git commit: of the code, the program's own file is recorded"
 
 
-def _code_difference(which: str, before: Start, now: Start) -> list[str]:
-    old, new = before.source.get(which) or {}, now.source.get(which) or {}
-    name = "code" if which == "program" else "code of bilevel"
-    trees = [one.get("tree") for one in (old, new)]
-    if None not in trees:
-        is_same = trees[0] == trees[1]
-    else:  # all that is known is the file of the program
-        is_same = old.get("sha256") == new.get("sha256") and trees[0] == trees[1]
-    if is_same:
-        return []
-    return [f"{name}: {_state(old)} -> {_state(new)}"]
+def _warn_of_modules(directory: Path, found: Mapping[str, Any]) -> None:
+    if found:
+        message = "modules from outside of the recorded source, by SHA-256 only:"
+        messages.warn(directory, message, modules.summary(found))
 
 
-def _missing(code: Mapping[str, Any]) -> list[str]:
-    """Why commit and diff are not all of a source."""
-    reason = code.get("reason") or "the changes are larger than a record may be"
-    return list(code.get("left_out") or [reason])
+def _was_changed(path: Path, since: float) -> bool:
+    try:
+        return path.stat().st_mtime > since
+    except OSError:
+        return False
 
 
-def _text(program: str) -> str:
-    path = Path(program)
-    return path.read_text(errors="replace") if path.is_file() else ""
+def _content(path: Path) -> bytes | None:
+    """Returns the content of a program, None if it is no file."""
+    return path.read_bytes() if path.is_file() else None
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _state(record: Mapping[str, Any]) -> str:
-    if record.get("commit") is None:
-        known = (
-            f", program sha256 {record['sha256'][:12]}" if "sha256" in record else ""
-        )
-        return f"no commit{known}"
-    dirty = " with changes" if record["is_dirty"] else ""
-    return f"commit {record['commit'][:12]}{dirty}"
-
-
-def _library_source(program: str) -> source.Source | None:
+def _library_source(program: str, used: frozenset[Path]) -> source.Source | None:
     """Records bilevel itself if it runs from a repository of its own."""
     package = Path(bilevel.__file__).resolve()
-    top = source.repository(package)
-    if top is None or top == source.repository(program):
+    top = git.repository(package)
+    if top is None or top == git.repository(program):
         return None
     # Site-packages within somebody's repository are no source of ours.
     tracked = package.relative_to(top).as_posix() == "bilevel/__init__.py"
-    return source.record(package) if tracked else None
+    return source.record(package, used) if tracked else None
 
 
 def _read(path: Path, skip_damaged: bool) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if skip_damaged:
             return {}
         raise FolderError(f"{path} is damaged ({error})") from error

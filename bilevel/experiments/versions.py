@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-StrPath = str | os.PathLike[str]
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
 
-_PIN = re.compile(
-    r"(?P<name>[A-Za-z0-9][\w.-]*)\s*(\[[^]]*\])?\s*==\s*(?P<version>[^\s;]+)\s*(;.*)?"
-)
+StrPath = str | os.PathLike[str]
 
 
 class Mismatch(NamedTuple):
@@ -23,8 +24,7 @@ class Mismatch(NamedTuple):
 
     Attributes:
       name: of the package, normalised.
-      locked: the version in the lock file (several, joined by ' or ', where markers
-        could not be evaluated).
+      locked: the version in the lock file.
       running: the installed version, None if it is not installed.
     """
 
@@ -46,42 +46,42 @@ def installed() -> dict[str, str]:
     for one in importlib.metadata.distributions():
         # A broken installation has no name, and asking for it is deprecated.
         if "Name" in one.metadata:
-            found.setdefault(normalised(one.metadata["Name"]), one.version)
+            found.setdefault(canonicalize_name(one.metadata["Name"]), one.version)
     return dict(sorted(found.items()))
 
 
-def read_lock(path: StrPath) -> dict[str, tuple[str, ...]]:
-    """Returns `{normalised name: versions}` that a lock file allows here.
+def read_lock(path: StrPath) -> dict[str, str]:
+    """Returns `{normalised name: version}` that a lock file wants here.
 
     Lines whose environment marker does not hold for this interpreter are left out.
-    Without the package `packaging` markers cannot be evaluated, and all versions of a
-    name are returned.
 
     Args:
       path: the lock file.
 
     Raises:
       OSError: the file cannot be read.
-      LockError: a line is no pin.
+      LockError: a line is no pin, or a package has two versions here.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, str] = {}
     for number, line in _lines(Path(path).read_text()):
-        pin = re.sub(r"(^|\s)#.*|\s--hash=\S+", "", line).strip()
-        if not pin:
+        text = re.sub(r"(^|\s)#.*|\s--hash=\S+", "", line).strip()
+        if not text:
             continue
-        match = _PIN.fullmatch(pin)
-        if match is None:
+        pin = _pin(text)
+        if pin is None:
             raise LockError(
                 f"{path}, line {number}: expected 'name==version ; marker', got"
                 f" {line.strip()!r}"
             )
-        try:
-            holds = _holds(pin)
-        except ValueError as error:
-            raise LockError(f"{path}, line {number}: {error}") from error
-        if holds:
-            name, version = normalised(match["name"]), match["version"]
-            found[name] = (*found.get(name, ()), version)
+        requirement, version = pin
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        name = canonicalize_name(requirement.name)
+        if found.setdefault(name, version) != version:
+            raise LockError(
+                f"{path}, line {number}: {name}=={version}, but it was {found[name]}"
+                " before; give the lines markers that exclude one another"
+            )
     return found
 
 
@@ -89,6 +89,8 @@ def mismatches(
     lock: StrPath, running: Mapping[str, str] | None = None
 ) -> list[Mismatch]:
     """Lists the packages that are not installed in the version of a lock file.
+
+    Versions are compared as pip does: 1.0 is 1.0.0, and 1.0+cuda12 will do for 1.0.
 
     Args:
       lock: the lock file.
@@ -103,20 +105,34 @@ def mismatches(
     """
     versions = installed() if running is None else running
     return [
-        Mismatch(name, " or ".join(allowed), versions.get(name))
-        for name, allowed in sorted(read_lock(lock).items())
-        if versions.get(name) not in allowed
+        Mismatch(name, locked, versions.get(name))
+        for name, locked in sorted(read_lock(lock).items())
+        if not _is_same(locked, versions.get(name))
     ]
 
 
-def normalised(name: str) -> str:
-    """Returns a package's name as the index spells it (PEP 503).
+def _is_same(locked: str, running: str | None) -> bool:
+    if running is None:
+        return False
+    try:
+        return SpecifierSet(f"=={locked}").contains(running, prereleases=True)
+    except InvalidVersion:  # a build of one's own may be called anything
+        return False
 
-    Example:
-      >>> normalised("Orbax_Checkpoint")
-      'orbax-checkpoint'
-    """
-    return re.sub(r"[-_.]+", "-", name).lower()
+
+def _pin(text: str) -> tuple[Requirement, str] | None:
+    """Returns a requirement of exactly one version, and that version."""
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return None
+    pins = [
+        one.version
+        for one in requirement.specifier
+        if one.operator == "==" and not one.version.endswith("*")
+    ]
+    is_pin = len(pins) == len(requirement.specifier) == 1 and requirement.url is None
+    return (requirement, pins[0]) if is_pin else None
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -128,15 +144,3 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield start, joined
             start, joined = number + 1, ""
     yield start, joined
-
-
-def _holds(pin: str) -> bool:
-    """Evaluates the environment marker of a line."""
-    _, _, marker = pin.partition(";")
-    if not marker.strip():
-        return True
-    try:
-        from packaging.markers import Marker
-    except ImportError:  # it comes with the development tools
-        return True
-    return Marker(marker.strip()).evaluate()

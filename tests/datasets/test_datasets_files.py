@@ -175,3 +175,15 @@ def test_replace_leaves_the_old_file_where_writing_fails(tmp_path):
     files.replace_text(path, "new")
     assert path.read_text() == "new"
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_replace_follows_no_link(tmp_path):
+    """A received folder may hold links in place of both files."""
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    for name in ("a", ".a.tmp"):
+        (tmp_path / name).symlink_to(outside)
+    files.replace_text(tmp_path / "a", "new")
+    assert outside.read_text() == "mine"
+    assert not (tmp_path / "a").is_symlink()
+    assert (tmp_path / "a").read_text() == "new"

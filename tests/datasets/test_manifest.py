@@ -326,3 +326,12 @@ def test_row_major_order_is_what_counts():
 def test_objects_have_no_fingerprint():
     with pytest.raises(TypeError):
         manifest.fingerprint(np.array([object()]))
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/etc/passwd"])
+def test_a_list_names_no_file_outside_of_its_folder(tmp_path, name):
+    """A folder that somebody sent must not have others read."""
+    line = f"{'0' * 64}  {name}\n"
+    (tmp_path / "SHA256SUMS").write_text(line)
+    with pytest.raises(DamagedFileError, match="is not in the folder"):
+        manifest.check(tmp_path)

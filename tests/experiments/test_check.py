@@ -245,7 +245,7 @@ def test_a_finished_run_that_is_opened_again(tmp_path, monkeypatch):
 
 def test_files_that_are_half_written_and_links(copied, tmp_path):
     (copied / ".data.json.tmp").write_text("a remnant")
-    (copied / "linked").symlink_to(tmp_path)
+    (copied / "linked").symlink_to(copied / "starts")
     assert check(copied) == ({}, [], {}, True, copied)
     shutil.move(copied / "ckpt", tmp_path / "large disk")
     (copied / "ckpt").symlink_to(tmp_path / "large disk")

@@ -5,11 +5,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 
 import jax
 import pytest
 
-from bilevel.experiments import environment, fingerprint, versions
+from bilevel.experiments import environment, fingerprint, host_numerics, versions
 from bilevel.experiments.environment import EnvironmentDrift, EnvironmentMismatch
 
 NUMPY = importlib.metadata.version("numpy")
@@ -29,8 +30,13 @@ def record():
         patch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
         patch.setenv("JAX_PASSWORD", "hunter2-hunter2")
         patch.setenv("OMP_NUM_THREADS", "7")
+        patch.setenv("OPENBLAS_CORETYPE", "NEHALEM")  # read when NumPy is imported
+        patch.setenv("NPY_DISABLE_CPU_FEATURES", "X86_V3")
+        patch.setenv("GLIBC_TUNABLES", "glibc.cpu.x86_ibt=off")
+        patch.setenv("MKL_CBWR", "COMPATIBLE")
+        patch.setenv("OMP_SECRET_KEY", "hunter2-hunter2")
         patch.setenv("JAX_LOG_COMPILES", "0")
-        yield environment.record()
+        return environment.record()
 
 
 # -- the record -----------------------------------------------------------------------
@@ -42,8 +48,22 @@ def test_no_variable_but_those_of_the_list(record):
     assert record["variables"]["JAX_LOG_COMPILES"] == "0"
     listed = set(environment._VARIABLES)
     listed |= {name.upper() for name in jax.config.values}
-    assert record["variables"].keys() <= listed
-    assert not {"PATH", "HOME", "JAX_PASSWORD"} & listed
+    listed |= {*host_numerics.VARIABLES}
+    rest = [one for one in record["variables"] if one not in listed]
+    assert all(one.startswith(host_numerics.PREFIXES) for one in rest)
+    assert not {"PATH", "HOME", "JAX_PASSWORD", "OMP_SECRET_KEY"} & listed
+
+
+def test_what_numpy_computes_with_is_recorded(record):
+    variables = record["variables"]
+    assert variables["OPENBLAS_CORETYPE"] == "NEHALEM"
+    assert variables["NPY_DISABLE_CPU_FEATURES"] == "X86_V3"
+    assert variables["GLIBC_TUNABLES"] == "glibc.cpu.x86_ibt=off"
+    assert variables["MKL_CBWR"] == "COMPATIBLE"
+    assert record["numpy"].keys() == {"simd", "blas", "libraries", "bits"}
+    assert len(record["numpy"]["bits"]) == 12
+    is_random = sys.flags.hash_randomization
+    assert record["str_hash"] == ("random" if is_random else "fixed")
 
 
 def test_what_is_recorded(record):

@@ -3,7 +3,9 @@
 import ast
 import hashlib
 import json
+import math
 import os
+import platform
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from bilevel.experiments import fingerprint
+from bilevel.experiments import environment, fingerprint, host_numerics
 from bilevel.experiments.fingerprint import Golden, Item
 
 # Measured apart from this code, with jax 0.10.2 and 0.12.0: the first 12 hex digits of
@@ -28,6 +30,7 @@ FLOATS = {
     "dense",
     "adam_step",
     "matmul_f32",
+    "numpy",
 }
 
 
@@ -178,12 +181,13 @@ def test_flags_are_plain_values():
 
 
 CODE = """
-from bilevel.experiments import fingerprint
-print(fingerprint.problems(fingerprint.read()))
+from bilevel.experiments import fingerprint, host_numerics
+print((fingerprint.problems(fingerprint.read()), host_numerics.record()))
 """
 
 
 def problems_with(**variables):
+    """Returns the problems of a process with these variables, and its arithmetic."""
     done = subprocess.run(
         [sys.executable, "-c", CODE],
         env={**os.environ, **variables},
@@ -195,16 +199,54 @@ def problems_with(**variables):
 
 
 def test_problems_name_the_flag_that_changes_numbers():
-    found = problems_with(JAX_THREEFRY_PARTITIONABLE="0")
+    found, _ = problems_with(JAX_THREEFRY_PARTITIONABLE="0")
     moved = "jax_threefry_partitionable is False, was True"
     assert found[0] == f"flag {moved}"
     assert found[-1] == f"numbers changed; what moved: {moved}"
     names = [one.split(": ")[1] for one in found[1:-1]]
     # All that is random: the step of Adam is not.
-    assert names == sorted((MEASURED.keys() | FLOATS) - {"adam_step"})
+    assert names == sorted((MEASURED.keys() | FLOATS) - {"adam_step", "numpy"})
     assert "numbers: prng_bits: 64 of 64 values differ, the first " in found[7]
 
 
-def test_problems_name_x64():
-    found = problems_with(JAX_ENABLE_X64="1")
-    assert found == ["flag jax_enable_x64 is True, was False"]
+# -- NumPy ----------------------------------------------------------------------------
+
+
+def test_numpy_is_in_the_fingerprint(computed):
+    """Against the definition of exp and tanh, and the trace of the squared matrix."""
+    values = computed["numpy"].values
+    points = [index / 237 for index in range(8)]
+    expected = [*(math.exp(-x) for x in points), *(math.tanh(x) for x in points)]
+    np.testing.assert_allclose(values[-16:], expected, rtol=1e-14)
+    assert list(values[16:32]) == sorted(values[16:32], reverse=True)
+
+
+def kernels(here):
+    """Returns variables that choose other kernels than the best of an x86."""
+    features = here["simd"].split()
+    is_openblas = here["blas"].startswith("scipy-openblas")
+    if platform.machine() != "x86_64" or not is_openblas or len(features) < 2:
+        return {}
+    return {
+        "OPENBLAS_CORETYPE": "NEHALEM",
+        "NPY_DISABLE_CPU_FEATURES": features[-1],
+    }
+
+
+def test_problems_name_x64_and_the_kernels_of_numpy():
+    here = host_numerics.record()
+    chosen = kernels(here)
+    problems, there = problems_with(JAX_ENABLE_X64="1", **chosen)
+    # `environment.check` names what moved, although the numbers are within 1e-6,
+    assert problems == [
+        "flag jax_enable_x64 is True, was False",
+        *(f"flag {name} is {value!r}, was None" for name, value in chosen.items()),
+    ]
+    # and a comparison of two runs the bits.
+    lines = environment.difference({"numpy": here}, {"numpy": there}, ["numpy"])
+    if chosen:
+        assert f"numpy bits: {here['bits']} -> {there['bits']}" in lines
+        fewer = " ".join(here["simd"].split()[:-1])
+        assert f"numpy simd: {here['simd']} -> {fewer}" in lines
+    else:
+        assert lines == []

@@ -5,8 +5,21 @@ import json
 import pathlib
 
 import pytest
+from absl.flags import FlagValues
 
-from bilevel.experiments import config, folders
+from bilevel import datasets
+from bilevel.__main__ import main
+from bilevel.experiments import (
+    config,
+    folders,
+    launch,
+    load_config,
+    load_run,
+    open_run,
+    reproduce,
+    runs,
+    start_run,
+)
 from bilevel.experiments.folders import (
     FolderError,
     claim,
@@ -119,3 +132,82 @@ def test_two_processes_that_claim_at_once(tmp_path, monkeypatch):
     with pytest.raises(FolderError, match="seed: 1 -> 2"):
         claim(directory, config.of(seed=2))
     assert read_config(directory) == {"seed": 1}
+
+
+# -- ~ and addresses ------------------------------------------------------------------
+
+
+def start(directory):
+    with start_run(Config(), directory):
+        pass
+
+
+def launched(flag):
+    def main(directory):
+        argv = ["x.py", f"--{flag}={directory}"]
+        with pytest.raises(SystemExit) as caught:
+            launch(lambda cfg, run: None, Config(), argv=argv, flag_values=FlagValues())
+        if caught.value.code:
+            raise FolderError("said on standard error")
+
+    return main
+
+
+# Whatever takes a folder.
+TAKERS = {
+    "claim": lambda path: claim(path, Config()),
+    "new_directory": lambda path: new_directory("a", path),
+    "open_run": lambda path: open_run(path).__enter__(),
+    "data_dir": lambda path: open_run(".", data_dir=path).__enter__(),
+    "start_run": start,
+    "load_run": load_run,
+    "runs": lambda path: runs.collect(path, "loss"),
+    "reproduce": lambda path: reproduce.reproduce(path),
+    "datasets.find": lambda path: datasets.find(path, "mnist"),
+    "manifest.write": datasets.manifest.write,
+    "manifest.read": datasets.manifest.read,
+    "manifest.check": datasets.manifest.check,
+    "load_config": load_config,
+    "--workdir": launched("workdir"),
+    "--data_dir": launched("data_dir"),
+    "--config": launched("config"),
+}
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/a", pathlib.Path("s3://bucket/a")])
+@pytest.mark.parametrize("taker", TAKERS)
+def test_an_address_is_refused_in_one_sentence(
+    tmp_path, monkeypatch, capsys, taker, address
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"is no local path|said on") as caught:
+        TAKERS[taker](address)
+    said = f"{caught.value}\n{capsys.readouterr().err}"
+    assert f"{address} is no local path: remote folders are not supported" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_home_is_expanded(tmp_path, monkeypatch, capsys):
+    """A shell does not, in `--workdir=~/a`."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    launched("workdir")("~/a")
+    assert (home / "a" / "config.json").exists()
+    start("~/c")
+    assert claim("~/d", Config()) == "new"
+    new_directory("e", "~/runs")
+    assert load_run("~/c").directory == home / "c"
+    with open_run("~/d", data_dir="~/data") as run:
+        assert run.directory == home / "d"
+        assert run.data_dir == home / "data"
+        run.log(1, loss=0.5)
+    assert main(["runs", "~", "--by=loss", "--figure=~/figure.png"]) == 0
+    assert (home / "figure.png").exists()
+    names = {one.name for one in home.iterdir() if not one.name.startswith(".")}
+    assert names == {"a", "c", "d", "runs", "figure.png"}
+    assert not list(here.iterdir())
+    with pytest.raises(FolderError, match="~nobody-here/a: "):
+        claim("~nobody-here/a", Config())

@@ -1,4 +1,4 @@
-"""Ctrl-C at the wrong moment."""
+"""Ctrl-C, and what schedulers send, at the wrong moment."""
 
 import signal
 import threading
@@ -90,15 +90,75 @@ def test_other_threads_hear_of_no_signal():
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert told == [False]
+    assert told == [0]
 
 
 def test_it_is_noticed_though_somebody_handled_it():
-    with interrupts.noticed() as was_interrupted:
-        assert not was_interrupted()
+    with interrupts.noticed() as first_signal:
+        assert first_signal() == 0
         with pytest.raises(KeyboardInterrupt):
             press()
-        assert was_interrupted()
+        assert first_signal() == signal.SIGINT
+
+
+@pytest.fixture(params=interrupts.SIGNALS[1:], ids=lambda one: one.name)
+def other(request):
+    """A signal of a scheduler or a terminal, with its default handler."""
+    previous = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, previous)
+
+
+def test_the_others_are_as_ctrl_c(other):
+    with interrupts.noticed() as first_signal:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(other)
+        signal.raise_signal(other)  # some senders send several
+        signal.raise_signal(signal.SIGTERM)
+        assert first_signal() == other
+        with pytest.raises(KeyboardInterrupt):
+            press()  # the user still can
+        assert first_signal() == other
+    assert signal.getsignal(other) is signal.SIG_DFL
+
+
+def test_the_others_go_to_whoever_waits_for_ctrl_c(other):
+    """`bilevel.run` ends after a chunk."""
+    seen = []
+    with interrupts.noticed():
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        signal.raise_signal(other)
+        assert seen == [signal.SIGINT]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_the_others_work_where_ctrl_c_is_ignored(other):
+    """In the background of a shell."""
+    done = []
+
+    @interrupts.held_back()
+    def work():
+        signal.raise_signal(other)
+        signal.raise_signal(other)
+        done.append(1)
+
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.noticed(), pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert done == [1]
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
+def test_what_the_program_decided_stays(other, handler):
+    """`nohup` ignores SIGHUP, and submitit has a handler of SIGUSR1."""
+    signal.signal(other, handler)
+    with interrupts.noticed() as first_signal:
+        signal.raise_signal(other)
+        assert signal.getsignal(other) is handler
+        assert first_signal() == 0
 
 
 def test_a_save_is_done_before_the_interrupt(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The start of a program: exit codes, messages, and the folder that is left."""
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -15,12 +16,22 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from absl import flags
 
 import bilevel.experiments
-from bilevel.experiments import environment, metrics, run_folder, starts
+from bilevel import Batches, Problem, solvers
+from bilevel.experiments import (
+    environment,
+    metrics,
+    run_folder,
+    starts,
+    step_folder,
+    train,
+)
 from bilevel.experiments.launch import launch
 
 REPOSITORY = Path(bilevel.experiments.__file__).parents[2]
@@ -88,6 +99,12 @@ if __name__ == "__main__":
 '''
 
 
+def without_repository(said):
+    """Drops what depends on the repository that bilevel and these tests are in."""
+    text = re.sub(r"warning: modules from outside of .*\n(  .*\n)+", "", said)
+    return re.sub(r"\d+ new files are .*\n", "", text)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -122,11 +139,12 @@ def test_config_and_run_reach_main(start, folder):
         run.log(1, loss=0.5)
         run.finish({"loss": 0.5})
 
+    Path("walk.py").write_text("# the program")
     arguments = ["--cfg.rate=0.05", "--workdir=a", "--data_dir=data"]
     code, said = start(main, *arguments)
     assert code == 0
     head, last = f"new run in a\n{NO_RECORD}", said.splitlines()[-1]
-    assert said == f"{head}{last}\n"
+    assert without_repository(said) == f"{head}{last}\n"
     assert re.fullmatch(r"finished: loss 0\.5, time [\d.]+; all of it in a", last)
     assert (folder / "a" / "figures" / "metrics.png").exists()
     assert seen == [(0.05, 40, Path("data"))]
@@ -323,12 +341,28 @@ def test_no_secret_is_written(start, folder, monkeypatch):
     def main(config, run):
         run.restore({"x": jnp.ones(2)})
         run.log(1, loss=0.5)
-        run.finish({})
 
-    assert start(main, "--workdir=a")[0] == 0
+    argv = ["walk.py", "--config=configs/walk.py", "--workdir=a"]
+    fresh = flags.FlagValues()
+    flags.DEFINE_string("token", "", "", flag_values=fresh)
+    with pytest.raises(SystemExit) as caught:
+        launch(main, argv=[*argv, f"--token={secret}"], flag_values=fresh)
+    assert caught.value.code == 0
+    assert "'--token=(left out)'" in Path("a/log.txt").read_text()
     files = [one for one in (folder / "a").rglob("*") if one.is_file()]
     assert len(files) > 10
     assert not [one for one in files if secret.encode() in one.read_bytes()]
+
+
+def test_a_secret_of_the_configuration_is_warned_of(folder, capsys):
+    cfg = bilevel.experiments.config.of(api_key="abc", seed_key=3, hf_token="")
+    argv = ["walk.py", "--workdir=a", "--cfg.api_key=hunter2"]
+    with pytest.raises(SystemExit):
+        launch(lambda cfg, run: None, cfg, argv=argv, flag_values=flags.FlagValues())
+    said = capsys.readouterr().err
+    assert "warning: config.json holds api_key, as every configuration: pass" in said
+    (only,) = starts.read_all(folder / "a")
+    assert only.command["argv"][-1] == "--cfg.api_key=(left out)"
 
 
 def test_interrupt_after_going_back_does_not_go_back_again(start):
@@ -375,6 +409,60 @@ def test_interrupt_prints_the_command_that_resumes(start):
         run.finish({})
 
     assert start(resumed, *arguments[2:])[0] == 0
+
+
+CODES = {"SIGTERM": 143, "SIGUSR1": 128 + signal.SIGUSR1, "SIGHUP": 129}
+
+
+@pytest.fixture
+def default_signals():
+    """What pytest or a shell does with them does not matter."""
+    previous = {n: signal.signal(getattr(signal, n), signal.SIG_DFL) for n in CODES}
+    yield
+    for name, handler in previous.items():
+        signal.signal(getattr(signal, name), handler)
+
+
+@pytest.mark.parametrize(("name", "expected"), CODES.items())
+def test_signals_of_schedulers(start, default_signals, name, expected):
+    """They end a run as Ctrl-C does, each with its own code."""
+
+    def main(config, run):
+        run.save(3, {"x": jnp.ones(2)}, force=True)
+        signal.raise_signal(getattr(signal, name))
+        raise AssertionError("not interrupted")
+
+    code, said = start(main, "--workdir=a")
+    assert code == expected
+    assert said.endswith(
+        f"ended by {name}; the run in a is resumed by\n"
+        "  python walk.py --config=configs/walk.py --workdir=a\n"
+    )
+    assert step_folder.latest_step(Path("a/ckpt")) == 3
+    assert f"ended by {name}" in Path("a/log.txt").read_text()
+
+
+@pytest.mark.thorough
+def test_signal_in_the_usual_main_loop(start, default_signals):
+    """`experiments.train` ends after a chunk, saves, and the same command goes on."""
+    problem = Problem(lambda w, x, b: (w - x) ** 2, lambda w, x, b: w**2)
+    solver = solvers.two_loop(problem, outer_optimizer=optax.sgd(0.1))
+
+    def main(config, run, send=True):
+        def callback(state, infos):
+            if int(state.step) == 20 and send:
+                signal.raise_signal(signal.SIGTERM)
+
+        state = solver.init(0.0, 1.0, jax.random.key(0))
+        options = {"num_steps": config.steps, "callbacks": [callback]}
+        train(run, solver, state, Batches(), **options)
+        run.finish({})
+
+    assert start(main, "--workdir=a")[0] == 143
+    assert step_folder.latest_step(Path("a/ckpt")) == 20
+    assert not Path("a/summary.json").exists()
+    assert start(functools.partial(main, send=False), "--workdir=a")[0] == 0
+    assert bilevel.load_run("a").column("value")[0] == list(range(1, 41))
 
 
 def test_interrupt_that_somebody_else_handled(start, folder):
@@ -467,6 +555,7 @@ def test_killed_run_resumes_to_the_same_bits(program, run_program):
         code, out, said = process.output()
         assert (code, out) == (0, "done\n")
         assert said.startswith(first)
+        said = without_repository(said)
         assert said.split("\n", 1)[1].startswith(f"{NO_RECORD}finished: first ")
         assert said.count("\n") == 4
 
@@ -500,12 +589,20 @@ def test_help_shows_every_value(program, run_program):
     assert not (program / "runs").exists()
 
 
-def test_interrupted_program(program, run_program):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("SIGINT", 130),
+        *(pytest.param(*one, marks=pytest.mark.thorough) for one in CODES.items()),
+    ],
+)
+def test_interrupted_program(program, run_program, name, expected):
     process = run_program(SECONDS_PER_STEP="0.1")
     process.wait_for(lambda: list((program / "runs").glob("*/metrics.jsonl")))
-    process.popen.send_signal(signal.SIGINT)
+    for _ in range(1 if name == "SIGINT" else 3):
+        process.popen.send_signal(getattr(signal, name))
     code, _, said = process.output()
-    assert code == 130
+    assert code == expected
     command = said.splitlines()[-1].split()
     assert Path(command[0]).name.startswith("python")
     assert command[1:3] == ["walk.py", "--config=walk_config.py"]

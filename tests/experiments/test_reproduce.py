@@ -1,5 +1,6 @@
 """A run repeated in another clone: the same bits, or the right cause."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -128,12 +129,20 @@ def again(recorded, monkeypatch, capfd):
     return started
 
 
-def test_bit_identical(again):
+def test_bit_identical(again, recorded):
     code, said = again()
     assert said.startswith(
-        "bit-identical: 10 lines of metrics and 4 states, to step 10\nnew run"
+        "bit-identical: 10 lines of metrics and 4 states, to step 10\n"
     )
     assert code == 0
+    # Before that, on standard error, what is run.
+    clone = recorded / "clone"
+    program, text = clone / "programs" / "walk.py", (clone / "config.py").read_bytes()
+    assert f"\nruns {program}\n  sha256 " in said
+    commit = load_run(recorded / "run").starts[0].source["program"]["commit"]
+    assert f"\n  in {clone}, commit {commit}; the record has commit {commit}\n" in said
+    digest = hashlib.sha256(text).hexdigest()
+    assert f"config.py.txt, sha256 {digest}: config.py of the clone\n" in said
 
 
 def test_another_seed(again):
@@ -218,6 +227,238 @@ def test_program_that_fails(again, recorded):
     code, said = again(data="nowhere")
     assert code == 2
     assert "error: the program ended with code 1; what it said stands above" in said
+
+
+# -- what is executed -----------------------------------------------------------------
+
+
+def resealed(folder):
+    """Whoever means it makes the seal fit."""
+    seal.write(folder, (folder / "summary.json").read_text())
+
+
+@pytest.fixture
+def hostile(recorded, tmp_path, monkeypatch):
+    """Changes a copy of the run, as somebody might before sending it."""
+    folder = recorded / "clone" / "received"
+    shutil.copytree(recorded / "run", folder)
+    monkeypatch.chdir(recorded / "clone")
+    started = []
+
+    def run(command, **options):
+        started.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    # Of git all, of programs none.
+    real = subprocess.run
+    monkeypatch.setattr(
+        reproduce.subprocess,
+        "run",
+        lambda command, **options: (real if command[0] == "git" else run)(
+            command, **options
+        ),
+    )
+
+    def changed(name=None, **changes):
+        if name is not None:
+            path = folder / "starts" / "1" / name
+            content = json.loads(path.read_text())
+            content.setdefault("program", {})
+            if name == "source.json":
+                content["program"] |= changes
+            else:
+                content |= changes
+            path.write_text(json.dumps(content))
+        resealed(folder)
+        return folder, started
+
+    yield changed
+    shutil.rmtree(folder)
+
+
+def test_a_configuration_that_is_no_file_of_the_clone_is_asked_about(hostile, capsys):
+    folder, started = hostile()
+    path = folder / "config.py.txt"
+    path.write_text(path.read_text() + "import os; os.system('touch RAN')\n")
+    resealed(folder)
+    assert main(["reproduce", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "not run, for this is not the code of the clone:\n  " in said
+    assert f"{path} (sha256 " in said
+    assert f"configuration: {path}, sha256 " in said
+    assert "read it, and pass --yes" in said
+    assert not started
+    assert main(["reproduce", str(folder), "--yes"]) == 2  # the program ends with 1
+    (command,) = started
+    assert command[2] == f"--config={path}"
+    with pytest.raises(ReproduceError, match="not the code of the clone"):
+        reproduce.reproduce(folder)
+    with pytest.raises(ReproduceError, match="ended with code 1"):
+        reproduce.reproduce(folder, confirm=lambda plan: bool(plan.foreign))
+
+
+def test_a_configuration_of_the_clone_needs_no_consent(hostile):
+    folder, started = hostile()
+    assert main(["reproduce", str(folder)]) == 2
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["/etc/evil.py", "../evil.py", "received/evil.py", "programs/../../evil.py"],
+)
+def test_a_program_outside_of_the_clone_is_refused(hostile, capsys, program):
+    folder, started = hostile("source.json", program=program)
+    for path in (folder / "evil.py", folder.parent.parent / "evil.py"):
+        path.write_text("import os; os.system('touch RAN')\n")
+    assert main(["reproduce", str(folder), "--yes"]) == 2
+    assert "names a program that is not in the clone" in capsys.readouterr().err
+    assert not started
+
+
+def test_a_program_that_git_does_not_know_is_asked_about(hostile, recorded, capsys):
+    path = recorded / "clone" / "scratch.py"
+    path.write_text("print(1)\n")
+    folder, started = hostile("source.json", program="scratch.py")
+    try:
+        assert main(["reproduce", str(folder)]) == 2
+    finally:
+        path.unlink()
+    assert f"clone:\n  {path} (sha256 " in capsys.readouterr().err
+    assert not started
+
+
+def test_outside_of_a_repository_the_record_names_no_program(
+    hostile, tmp_path, monkeypatch, capsys
+):
+    """argv[0] may be a file of the folder."""
+    folder, started = hostile()
+    evil = folder / "evil.py"
+    evil.write_text("")
+    hostile("command.json", argv=[str(evil)])
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", str(folder), "--yes"]) == 2
+    assert "or pass --program=<file>" in capsys.readouterr().err
+    assert not started
+
+
+def test_help_says_that_code_is_executed(capsys):
+    with pytest.raises(SystemExit):
+        main(["reproduce", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The code of the folder is executed" in said
+    assert "--yes" in said
+
+
+@pytest.mark.parametrize("name", ["command.json", "source.json"])
+def test_a_record_of_another_form_is_one_message(hostile, capsys, name):
+    folder, started = hostile()
+    (folder / "starts" / "1" / name).write_text('{"program": []}')
+    resealed(folder)
+    assert main(["reproduce", str(folder)]) == 2
+    assert "its record is damaged" in capsys.readouterr().err
+    assert not started
+
+
+# -- what is not known is not called equal --------------------------------------------
+
+
+def compared(recorded, tmp_path, change, *, threads=1):
+    """Compares the run with a copy that has another metric, and a changed record."""
+    other = tmp_path / "run"
+    shutil.copytree(recorded / "run", other)
+    record, again = load_run(recorded / "run"), load_run(other)
+    again.metrics[2]["mean"] = 7.0
+    for run in (record, again):
+        run.starts[0].environment.update(threads=threads, str_hash="fixed")
+    change(record, again)
+    return reproduce.compare(record, again).text().splitlines()
+
+
+def test_what_is_known_is_named(recorded, tmp_path):
+    lines = compared(recorded, tmp_path, lambda record, again: None)
+    assert lines[2:] == [
+        "no cause is known: configuration, code, recorded data, environment, threads"
+        " are those of the record"
+    ]
+    shutil.rmtree(tmp_path / "run")
+    lines = compared(recorded, tmp_path, lambda record, again: None, threads=2)
+    assert lines[3].startswith("XLA with several threads is not always determ")
+
+
+def test_what_nobody_recorded_is_said(recorded, tmp_path):
+    def change(record, again):
+        for run in (record, again):
+            run.data.clear()
+            run.starts[0].source["program"]["sha256"] = None
+            run.starts[0].environment["str_hash"] = "random"
+        again.starts[0].source["modules_at"] = "start"
+
+    assert compared(recorded, tmp_path, change)[2:] == [
+        "no cause is known: configuration, environment, threads are those of the"
+        " record",
+        "not known: the text of the program; modules that were loaded after the start;"
+        " the data, of which none is recorded; the order of sets of texts"
+        " (PYTHONHASHSEED is not set)",
+    ]
+
+
+def test_an_ignored_module_is_the_cause(recorded, tmp_path):
+    def change(record, again):
+        for run, digit in ((record, "1"), (again, "2")):
+            one = {"file": "mymod.py", "sha256": 64 * digit}
+            run.starts[0].source["modules"]["mymod"] = one
+
+    assert compared(recorded, tmp_path, change)[2:] == [
+        "likely cause, the likeliest first:",
+        f"  code: module mymod sha256 {12 * '1'} -> {12 * '2'}",
+    ]
+
+
+def test_kernels_of_numpy_are_the_cause(recorded, tmp_path):
+    def change(record, again):
+        again.starts[0].environment["variables"]["OPENBLAS_CORETYPE"] = "NEHALEM"
+        again.starts[0].environment["numpy"]["bits"] = "0" * 12
+
+    lines = compared(recorded, tmp_path, change)
+    assert "  variable OPENBLAS_CORETYPE: None -> NEHALEM" in lines
+    assert any(one.startswith("  numpy bits: ") for one in lines)
+
+
+def test_a_record_cannot_write_to_the_terminal(recorded, tmp_path):
+    def change(record, again):
+        again.starts[0].environment["packages"]["jax"] = "x\n\x1b[2Jbit-identical"
+
+    lines = compared(recorded, tmp_path, change)
+    assert [one for one in lines if one.endswith("-> x\\n\\x1b[2Jbit-identical")]
+
+
+@pytest.mark.thorough
+def test_code_that_git_does_not_see(recorded):
+    """An ignored module is changed: the run says so, and a repetition names it."""
+    top = recorded / "ignoring"
+    top.mkdir()
+    body = PROGRAM.replace("0.9", "RATE").replace(
+        "import numpy", "from mymod import RATE\nimport numpy"
+    )
+    (top / "walk.py").write_text(body)
+    (top / "config.py").write_text(CONFIG)
+    (top / ".gitignore").write_text("mymod.py\n__pycache__/\n")
+    git(top, "init", "-q")
+    git(top, "add", ".")
+    git(top, "commit", "-qm", "a walk")
+    (top / "mymod.py").write_text("RATE = 0.9\n")
+    command = [sys.executable, "walk.py", "--config=config.py", "--data_dir=../data"]
+    done = run_in(top, *command, "--workdir=../ignored")
+    assert "\n  mymod (mymod.py)\n" in done.stderr
+    program = load_run(recorded / "ignored").starts[0].source["program"]
+    assert program["is_dirty"] is False
+    assert program["is_complete"] is False
+    (top / "mymod.py").write_text("RATE = 0.8\n")
+    command = [sys.executable, "-m", "bilevel", "reproduce", "../ignored", "--"]
+    done = run_in(top, *command, "--data_dir=../data")
+    assert done.returncode == 1
+    assert "\n  code: module mymod sha256 " in done.stdout
 
 
 def test_mistakes_are_one_message(capsys, tmp_path, monkeypatch):

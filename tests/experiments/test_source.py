@@ -1,6 +1,7 @@
 """The record of source: from commit and diff every file is rebuilt, byte for byte."""
 
 import fnmatch
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bilevel.experiments import git as asked
 from bilevel.experiments import source
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -78,6 +80,13 @@ def rebuilt(top, found):
         patch.write_bytes(found.diff.encode(errors="surrogateescape"))
         git(clone, "apply", str(patch))
     return contents(clone)
+
+
+def record(program):
+    """Records a program that uses every file there is."""
+    top = asked.repository(program)
+    used = () if top is None else {one.resolve() for one in top.rglob("*")}
+    return source.record(program, used)
 
 
 def listing(folder):
@@ -208,16 +217,20 @@ CHANGES = {
 def test_rebuild(repository, name):
     CHANGES[name](repository)
     before = listing(repository)
-    found = source.record(repository / "sub" / "library.py")
+    found = record(repository / "sub" / "library.py")
     assert listing(repository) == before  # neither files nor index nor object store
     commit = git(repository, "rev-parse", "HEAD")
     tree = found.record.pop("tree")
+    changed = contents(repository).keys() | {""}
+    assert {*found.record.pop("new")} <= changed
+    assert {one for one in repository.rglob("*.py") if one.is_file()} <= found.files
     assert found.record == {
         "commit": commit,
         "branch": "trunk",
         "is_dirty": name not in ("clean", "no longer tracked"),
         "program": "sub/library.py",
-        "left_out": [],
+        "submodules": {},
+        "left_out": {},
         "is_complete": True,
     }
     assert bool(found.diff) == found.record["is_dirty"]
@@ -228,7 +241,7 @@ def test_rebuild(repository, name):
     git(repository, "commit", "-qm", "second", "--allow-empty")
     if name != "no longer tracked":
         assert git(repository, "rev-parse", "HEAD^{tree}") == tree
-        later = source.record(repository / "program.py")
+        later = record(repository / "program.py")
         assert later.record["tree"] == tree
         assert (later.diff, later.record["is_dirty"]) == ("", False)
         assert later.record["commit"] != commit
@@ -263,10 +276,10 @@ CONFIGURATION = """
 def test_what_a_user_configures_does_not_matter(repository, tmp_path):
     stage_and_change_again(repository)
     git(repository, "reset", "-q")
-    expected = source.record(repository / "program.py")
+    expected = record(repository / "program.py")
     (tmp_path / "gitconfig").write_text(CONFIGURATION)
     before = listing(repository)
-    found = source.record(repository / "program.py")
+    found = record(repository / "program.py")
     assert listing(repository) == before
     assert found.record == expected.record
     (tmp_path / "gitconfig").unlink()
@@ -277,7 +290,7 @@ def test_line_ends_that_git_would_refuse(repository, tmp_path):
     config = "[core]\n autocrlf = input\n safecrlf = true\n"
     (tmp_path / "gitconfig").write_text(config)
     write(repository / "new.txt", b"one\r\ntwo\n")
-    found = source.record(repository / "program.py")
+    found = record(repository / "program.py")
     assert found.record["is_complete"]
     assert "new.txt" in found.diff
 
@@ -287,13 +300,13 @@ def test_variables_of_another_repository_do_not_matter(
 ):
     """As git sets them for its hooks."""
     change(repository)
-    expected = source.record(repository / "program.py")
+    expected = record(repository / "program.py")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
     monkeypatch.setenv("GIT_INDEX_FILE", ".git/next-index")
     monkeypatch.setenv("GIT_OBJECT_DIRECTORY", str(tmp_path / "objects"))
     monkeypatch.setenv("GIT_PREFIX", "sub/")
-    assert source.record(repository / "program.py") == expected
+    assert record(repository / "program.py") == expected
 
 
 def test_objects_are_not_stored_again(repository):
@@ -303,7 +316,7 @@ def test_objects_are_not_stored_again(repository):
     change(repository)
     new_files(repository)
     before = {one: one.stat().st_mtime_ns for one in objects.rglob("*")}
-    source.record(repository / "program.py")
+    record(repository / "program.py")
     assert {one: one.stat().st_mtime_ns for one in objects.rglob("*")} == before
 
 
@@ -312,9 +325,9 @@ def test_ignored_files_are_left_out(repository):
     write(repository / "runs" / "a" / "metrics.jsonl", b"{}")
     write(repository / "results" / ".gitignore", b"*\n")  # as a run folder has it
     write(repository / "results" / "big", b"x" * 2_000_000)
-    found = source.record(repository / "program.py")
+    found = record(repository / "program.py")
     assert found.record["is_complete"]
-    assert found.record["left_out"] == []
+    assert found.record["left_out"] == {}
     assert not found.record["is_dirty"]
     assert found.diff == ""
 
@@ -350,9 +363,14 @@ def test_secrets_and_large_files_are_left_out_and_listed(repository):
     git(repository, "init", "-q", "nested")
     write(repository / "nested" / "code.py", b"x = 1\n")
     git(repository, "add", ".env")  # a secret that is staged is one too
-    found = source.record(repository / "program.py")
+    found = record(repository / "program.py")
     left_out = [*SECRET_NAMES, "large.bin", "broken_link", "to_folder", "nested/"]
-    assert found.record["left_out"] == sorted(left_out)
+    assert [*found.record["left_out"]] == sorted(left_out)
+    digest = hashlib.sha256(b"hunter2").hexdigest()
+    for name in SECRET_NAMES:
+        assert found.record["left_out"][name] == digest
+    for name in ("broken_link", "to_folder", "nested/"):
+        assert found.record["left_out"][name] is None
     assert found.record["is_dirty"]
     assert not found.record["is_complete"]
     assert "hunter2" not in found.diff
@@ -363,13 +381,116 @@ def test_secrets_and_large_files_are_left_out_and_listed(repository):
     json.dumps(found.record)
 
 
+# What the finding wrote into a repository, and what somebody may have lying about.
+PRIVATE_NAMES = (
+    "kaggle.json",
+    "service-account.json",
+    "apikey.txt",
+    ".npmrc",
+    ".Renviron",
+    "settings.json",
+    "key.txt",
+    ".aws/config",
+    ".ssh/config",
+    "notes.md",
+    "old_experiment.py",
+)
+
+
+def test_new_files_are_recorded_only_if_they_are_used(repository):
+    """An allow-list: nobody asked for the others to be in a record that is sent."""
+    for name in PRIVATE_NAMES:
+        write(repository / name, b"hunter2")
+    write(repository / "helper.py", b"x = 1\n")
+    write(repository / "staged.yaml", b"x: 1\n")
+    git(repository, "add", "staged.yaml")
+    before = listing(repository)
+    found = source.record(repository / "program.py", {repository / "helper.py"})
+    assert listing(repository) == before
+    assert found.record["new"] == ["helper.py", "staged.yaml"]
+    digest = hashlib.sha256(b"hunter2").hexdigest()
+    assert found.record["left_out"] == dict.fromkeys(sorted(PRIVATE_NAMES), digest)
+    assert not found.record["is_complete"]
+    assert "hunter2" not in found.diff
+    assert rebuilt(repository, found) == contents(repository, PRIVATE_NAMES)
+
+
+def test_files_left_out_are_hashed_up_to_a_limit(repository, monkeypatch):
+    monkeypatch.setattr(source, "_HASHED", 1000)
+    for name in ("a", "b", "c"):
+        write(repository / name, b"x" * 400)
+    left_out = source.record(repository / "program.py").record["left_out"]
+    digest = hashlib.sha256(b"x" * 400).hexdigest()
+    assert left_out == {"a": digest, "b": digest, "c": None}  # unknown, not equal
+
+
+def test_changes_in_submodules_are_recorded(repository, tmp_path):
+    other = tmp_path / "other"
+    inner = tmp_path / "inner"
+    for top in (inner, other):
+        git(tmp_path, "init", "-q", "-b", "trunk", top.name)
+        write(top / "code.py", b"rate = 1\n")
+        git(top, "add", ".")
+        git(top, "commit", "-qm", "first")
+    allowed = ("-c", "protocol.file.allow=always")
+    git(other, *allowed, "submodule", "add", "-q", str(inner), "deep")
+    git(other, "commit", "-qm", "deep")
+    git(repository, *allowed, "submodule", "add", "-q", str(other), "sub module")
+    update = (*allowed, "submodule", "update", "-q", "--init", "--recursive")
+    git(repository, *update)
+    git(repository, "commit", "-qam", "submodule")
+    clean = source.record(repository / "program.py")
+    assert clean.record["is_complete"]
+    assert not clean.record["is_dirty"]
+    assert [*clean.record["submodules"]] == ["sub module", "sub module/deep"]
+    deep = repository / "sub module" / "deep"
+    assert {deep / "code.py", deep.parent / "code.py"} <= clean.files
+
+    write(deep / "code.py", b"rate = 2\n")
+    write(deep / "new.py", b"x = 1\n")
+    write(deep / "note", b"hunter2\n")
+    found = source.record(repository / "program.py", {deep / "new.py"})
+    assert found.record["tree"] == clean.record["tree"]  # git sees no difference
+    assert found.record["submodules"] != clean.record["submodules"]
+    assert found.record["submodules"]["sub module/deep"]["is_dirty"]
+    assert found.record["is_dirty"]
+    assert found.record["new"] == ["sub module/deep/new.py"]
+    assert [*found.record["left_out"]] == ["sub module/deep/note"]
+    (deep / "note").unlink()
+    # As the docstring of `source` says.
+    clone, patch = tmp_path / "clone", tmp_path / "diff.patch"
+    options = ("clone", "-q", "--recurse-submodules")
+    git(tmp_path, *allowed, *options, str(repository), "clone")
+    patch.write_text(found.diff)
+    git(clone, "apply", str(patch))
+    for name in ("code.py", "new.py"):
+        copy = clone / "sub module" / "deep" / name
+        assert copy.read_bytes() == (deep / name).read_bytes()
+
+
+def test_a_submodule_that_git_cannot_read(repository, tmp_path):
+    git(tmp_path, "init", "-q", "-b", "trunk", "inner")
+    write(tmp_path / "inner" / "code.py", b"x = 1\n")
+    git(tmp_path / "inner", "add", ".")
+    git(tmp_path / "inner", "commit", "-qm", "first")
+    allowed = ("-c", "protocol.file.allow=always")
+    url = str(tmp_path / "inner")
+    git(repository, *allowed, "submodule", "add", "-q", url, "inner")
+    git(repository, "commit", "-qm", "inner")
+    (repository / "inner" / ".git").write_text("gitdir: nowhere\n")
+    found = source.record(repository / "program.py")
+    assert found.record["tree"] is None  # unknown, not equal
+    assert found.record["reason"].startswith("git add: ")
+    assert not found.record["is_complete"]
+
+
 def test_a_diff_that_is_too_large(repository, monkeypatch):
     monkeypatch.setattr(source, "_LIMIT", 1000)
     write(repository / "new.txt", b"x" * 500)
-    assert source.record(repository).record["is_complete"]
-    small = source.record(repository).record["tree"]
+    assert record(repository).record["is_complete"]
+    small = record(repository).record["tree"]
     write(repository / "new.txt", b"y" * 1000)
-    found = source.record(repository)
+    found = record(repository)
     assert found.diff == ""
     assert found.record["is_dirty"]
     assert not found.record["is_complete"]
@@ -392,7 +513,7 @@ def test_any_change_is_another_tree(repository):
         start=1,
     ):
         step()
-        trees.add(source.record(repository / "program.py").record["tree"])
+        trees.add(record(repository / "program.py").record["tree"])
         assert len(trees) == number
 
 
@@ -401,9 +522,9 @@ def test_detached_head_and_work_tree(repository, tmp_path):
     tree = tmp_path / "tree"
     write(tree / "new.py", b"x = 1\n")
     before = listing(repository)
-    found = source.record(tree / "program.py")
+    found = record(tree / "program.py")
     assert listing(repository) == before
-    assert source.repository(tree / "sub") == tree
+    assert asked.repository(tree / "sub") == tree
     assert found.record["branch"] == "HEAD"
     assert found.record["is_dirty"]
     assert rebuilt(repository, found) == contents(tree, [".git"])
@@ -413,21 +534,21 @@ def test_a_clone_that_shares_its_objects(repository, tmp_path):
     git(tmp_path, "clone", "-q", "--shared", str(repository), "shared: clone")
     clone = tmp_path / "shared: clone"
     change(clone)
-    found = source.record(clone / "program.py")
+    found = record(clone / "program.py")
     assert rebuilt(repository, found) == contents(clone)
 
 
 def test_program_through_a_link(repository, tmp_path):
     (tmp_path / "link.py").symlink_to(repository / "sub" / "library.py")
-    assert source.record(tmp_path / "link.py").record["program"] == "sub/library.py"
-    assert source.repository(tmp_path / "link.py") == repository
+    assert record(tmp_path / "link.py").record["program"] == "sub/library.py"
+    assert asked.repository(tmp_path / "link.py") == repository
 
 
 def test_program_that_is_not_there(repository, monkeypatch):
     # A notebook, or `python -c`.
     monkeypatch.chdir(repository / "sub")
-    assert source.record("-c").record["program"] == "sub/-c"
-    assert source.record("").record["program"] == "sub"
+    assert record("-c").record["program"] == "sub/-c"
+    assert record("").record["program"] == "sub"
 
 
 NOTHING = {"commit": None, "is_complete": False}
@@ -435,34 +556,34 @@ NOTHING = {"commit": None, "is_complete": False}
 
 def test_no_repository(tmp_path):
     write(tmp_path / "program.py", b"")
-    found = source.record(tmp_path / "program.py")
+    found = record(tmp_path / "program.py")
     assert found.record.pop("reason").startswith("no git repository (git rev-parse: ")
-    assert found == (NOTHING, "")
-    assert source.repository(tmp_path / "program.py") is None
-    assert source.record(tmp_path / "none" / "x.py").record["commit"] is None
+    assert found == (NOTHING, "", frozenset())
+    assert asked.repository(tmp_path / "program.py") is None
+    assert record(tmp_path / "none" / "x.py").record["commit"] is None
 
 
 def test_repository_without_commit(tmp_path):
     git(tmp_path, "init", "-q", "new")
     write(tmp_path / "new" / "program.py", b"")
-    found = source.record(tmp_path / "new" / "program.py")
-    assert found == ({**NOTHING, "reason": "new has no commit"}, "")
+    found = record(tmp_path / "new" / "program.py")
+    assert found == ({**NOTHING, "reason": "new has no commit"}, "", frozenset())
 
 
 def test_no_git(repository, tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    found = source.record(repository / "program.py")
+    found = record(repository / "program.py")
     reason = found.record.pop("reason")
     assert reason.startswith("no git repository (git rev-parse: ")
     assert "No such file or directory: 'git'" in reason
-    assert found == (NOTHING, "")
+    assert found == (NOTHING, "", frozenset())
 
 
 def test_a_damaged_repository_stops_nothing(repository):
     tree = git(repository, "rev-parse", "HEAD^{tree}")
     (repository / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
-    found = source.record(repository / "program.py")
+    found = record(repository / "program.py")
     assert "git " in found.record.pop("reason")
     assert found.diff == ""
     assert found.record == {
@@ -470,8 +591,10 @@ def test_a_damaged_repository_stops_nothing(repository):
         "branch": "trunk",
         "is_dirty": True,
         "tree": None,
+        "submodules": {},
+        "new": [],
         "program": "program.py",
-        "left_out": [],
+        "left_out": {},
         "is_complete": False,
     }
 
@@ -480,4 +603,4 @@ def test_this_repository():
     top = Path(source.__file__).parents[2]
     if not (top / ".git").exists():
         pytest.skip("not from a repository")
-    assert source.repository(__file__) == top
+    assert asked.repository(__file__) == top

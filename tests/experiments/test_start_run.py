@@ -1,9 +1,11 @@
 """A recorded run without a command line."""
 
 import logging
+import signal
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -110,3 +112,25 @@ from bilevel.experiments import config, start_run
 with start_run(config.of(seed=0), sys.argv[1]) as run:
     run.log(1, loss=0.5)
 """
+
+
+@pytest.mark.parametrize("is_notebook", [False, True])
+def test_signal_of_a_scheduler_ends_a_script(
+    tmp_path, monkeypatch, capsys, is_notebook
+):
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if is_notebook:
+        notebook(["run()"], monkeypatch)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the kernel's own
+    try:
+        with pytest.raises(SystemExit) if not is_notebook else nullcontext() as caught:
+            with start_run(CFG, tmp_path / "a") as run:
+                run.restore(STATE)
+                run.save(3, STATE, force=True)
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if not is_notebook:
+        assert caught.value.code == 143
+        assert "ended by SIGTERM; the same script resumes" in capsys.readouterr().err
+    assert load_run(tmp_path / "a").steps == [0, 3]

@@ -1,26 +1,36 @@
 """What is recorded of every start, and how two starts differ."""
 
 import datetime
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 import bilevel
-from bilevel.experiments import environment, source, starts
+from bilevel.experiments import (
+    code_difference,
+    environment,
+    modules,
+    redaction,
+    source,
+    starts,
+)
 from bilevel.experiments.folders import FolderError
 from bilevel.experiments.starts import Start
 
+LOADED = modules.loaded
 FLAGS = {"deterministic": True, "save_every": 10, "save_steps": None}
 
 
 @pytest.fixture(autouse=True)
 def _recorded(monkeypatch, tmp_path):
-    """A fixed environment, and bilevel from no repository."""
+    """A fixed environment, no modules, and bilevel from no repository."""
     for name in [one for one in os.environ if one.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
@@ -32,6 +42,7 @@ def _recorded(monkeypatch, tmp_path):
     monkeypatch.setattr(
         environment, "record", lambda lock: {**record, "lock": lock and lock.name}
     )
+    monkeypatch.setattr(modules, "loaded", dict)
     installed = tmp_path / "site-packages" / "bilevel"
     installed.mkdir(parents=True)
     monkeypatch.setattr(bilevel, "__file__", str(installed / "__init__.py"))
@@ -66,7 +77,8 @@ def repository(top, name="program.py"):
 
 
 def write(directory, program):
-    return starts.write(directory, str(program), [str(program), "--cfg.a=1"], FLAGS)
+    argv = [str(program), "--cfg.a=1"]
+    return starts.write(directory, str(program), argv, FLAGS).start
 
 
 def names(directory, number):
@@ -114,6 +126,7 @@ def test_program_outside_of_git_is_kept(directory, program):
 def test_patch_holds_the_bytes(directory, tmp_path):
     program = repository(tmp_path / "code")
     (tmp_path / "code" / "latin.txt").write_bytes(b"caf\xe9\r\n")
+    git(tmp_path / "code", "add", "latin.txt")
     found = write(directory, program)
     assert found.source["program"]["is_complete"]
     assert found.source["program"]["program"] == "program.py"
@@ -281,3 +294,218 @@ def test_source_that_is_too_large_is_said(directory, tmp_path, monkeypatch, caps
     said = capsys.readouterr().err
     assert "the recorded source of program is not complete:\n  the changes are" in said
     assert (directory / "starts" / "1" / "program.py.txt").read_text() == "x = 2"
+
+
+# -- the code that ran ----------------------------------------------------------------
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Makes this process look as if it had loaded files, and nothing else."""
+    found = {}
+    monkeypatch.setattr(modules, "loaded", lambda: dict(found))
+
+    def loaded(name, path, text="x = 1\n"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        found[name] = path
+
+    return loaded
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_modules_that_no_recorded_tree_holds_are_recorded(
+    directory, tmp_path, load, capsys
+):
+    program = repository(tmp_path / "code")
+    (tmp_path / "code" / ".gitignore").write_text("ignored.py\n")
+    git(tmp_path / "code", "add", ".gitignore")
+    load("__main__", program)
+    assert write(directory, program).source["program"]["is_complete"]
+    load("ignored", tmp_path / "code" / "ignored.py", "RATE = 1\n")
+    load("foreign", tmp_path / "elsewhere" / "foreign.py", "RATE = 2\n")
+    load("new", tmp_path / "code" / "new.py", "RATE = 3\n")
+    (tmp_path / "code" / "data.csv").write_text("4\n")
+    starts.record(directory, str(program), [], FLAGS)
+    found = starts.read_all(directory)[-1].source
+    assert found["modules"] == {
+        "ignored": {"file": "ignored.py", "sha256": digest("RATE = 1\n")},
+        "foreign": {
+            "file": str(tmp_path / "elsewhere" / "foreign.py"),
+            "sha256": digest("RATE = 2\n"),
+        },
+    }
+    assert not found["program"]["is_complete"]
+    said = capsys.readouterr().err
+    assert "modules from outside of the recorded source, by SHA-256 only:\n" in said
+    assert "  ignored (ignored.py)\n" in said
+    # One line says what is in the record, and what is not.
+    line = (
+        "2 new files are in the record (.gitignore, new.py); 1 new files are left out,"
+        " but for SHA-256 (data.csv)\n"
+    )
+    assert line in said
+    patch = (directory / "starts" / "2" / "diff.patch").read_text()
+    assert "RATE = 3" in patch
+    assert "RATE = 1" not in patch
+
+
+def test_modules_are_looked_at_again_at_the_end(directory, tmp_path, load, capsys):
+    program = repository(tmp_path / "code")
+    lazy = tmp_path / "code" / "lazy.py"
+    lazy.write_text("x = 1\n")
+    git(tmp_path / "code", "add", ".")
+    git(tmp_path / "code", "commit", "-qm", "lazy")
+    load("__main__", program)
+    with starts.recorded(directory, str(program), [], FLAGS) as complete:
+        first = starts.read_all(directory)[0].source
+        assert first["program"]["is_complete"]
+        assert code_difference.unknown(first) == [
+            "modules that were loaded after the start"
+        ]
+        load("late", tmp_path / "elsewhere" / "late.py", "RATE = 2\n")
+        load("lazy", lazy, "x = 2\n")  # not what was recorded at the start
+        os.utime(lazy, (time.time() + 9, time.time() + 9))
+        complete()
+        load("later", tmp_path / "elsewhere" / "later.py")  # the folder is sealed
+    (found,) = starts.read_all(directory)
+    assert found.source["modules_at"] == "end"
+    digests = {name: one["sha256"] for name, one in found.source["modules"].items()}
+    assert digests == {"late": digest("RATE = 2\n"), "lazy": digest("x = 2\n")}
+    assert not found.source["program"]["is_complete"]
+    assert code_difference.unknown(found.source) == []
+    assert "late (" in capsys.readouterr().err
+
+
+def test_what_is_loaded_by_this_process():
+    found = LOADED()
+    assert not {"json", "jax", "sys"} & found.keys()
+    assert found["bilevel.experiments.modules"] == Path(modules.__file__).resolve()
+    assert len({*found.values()}) == len(found)
+
+
+def test_a_program_that_is_no_file_is_not_called_recorded(
+    directory, tmp_path, capsys, monkeypatch
+):
+    """From standard input, of which the text is gone."""
+    monkeypatch.chdir(tmp_path)
+    starts.record(directory, "-", ["-"], FLAGS)
+    said = capsys.readouterr().err
+    assert "the program's own file is recorded" not in said
+    assert "no git commit, and the program is no file (standard input, -c)" in said
+    program = starts.read_all(directory)[0].source["program"]
+    assert (program["sha256"], program["is_complete"]) == (None, False)
+    top = repository(tmp_path / "code").parent
+    found = write(directory, top / "-").source
+    assert found["program"]["commit"]
+    assert not found["program"]["is_complete"]
+    assert code_difference.unknown(found)[0] == "the text of the program"
+
+
+def test_an_ignored_program_is_kept(directory, tmp_path):
+    program = repository(tmp_path / "code", "other.py").parent / "program.py"
+    program.write_text("x = 3\n")
+    (program.parent / ".git" / "info" / "exclude").write_text("program.py\n")
+    found = write(directory, program)
+    assert not found.source["program"]["is_complete"]
+    assert found.source["modules"] == {}
+    kept = directory / "starts" / "1" / "program.py.txt"
+    assert kept.read_text() == "x = 3\n"
+
+
+def record_of(modules=None, program=None, **others):
+    code = {"tree": "t", "commit": "c" * 40, "is_dirty": False, "sha256": "s"}
+    found = {"program": code | (program or {}), "bilevel": None}
+    return found | {"modules": modules or {}, "modules_at": "end"} | others
+
+
+def test_modules_and_submodules_are_compared():
+    one, two = ({"file": "m.py", "sha256": 64 * digit} for digit in "12")
+    old, new = record_of({"m": one}), record_of({"m": two})
+    assert code_difference.code(old, old) == []
+    assert code_difference.code(old, new) == [
+        f"code: module m sha256 {12 * '1'} -> {12 * '2'}"
+    ]
+    assert code_difference.code(old, record_of()) == [
+        "code: modules m were loaded from outside of the recorded source, now not"
+    ]
+    assert code_difference.code(record_of(), old) == [
+        "code: modules m are loaded from outside of the recorded source, before not"
+    ]
+    inner = [record_of(program={"submodules": {"a": {"tree": t}}}) for t in "xy"]
+    assert code_difference.code(*inner) == [
+        "code: commit cccccccccccc -> commit cccccccccccc"
+    ]
+
+
+def test_what_is_unknown_is_listed():
+    assert code_difference.unknown(record_of()) == []
+    found = code_difference.unknown(
+        record_of(
+            {"m": {"file": "m.zip/m.py", "sha256": None}},
+            {"sha256": None, "tree": None, "left_out": ["data.csv"]},
+            modules_at="start",
+        )
+    )
+    assert found == [
+        "the text of the program",
+        "the changes to the program's repository",
+        "modules that were loaded after the start",
+        "the content of m.zip/m.py, data.csv",
+    ]
+
+
+def test_files_that_are_left_out_are_compared():
+    old = record_of(program={"left_out": {"a": "1", "b": "2", "c": None}})
+    new = record_of(program={"left_out": {"a": "1", "b": "3", "d": "4"}})
+    assert code_difference.other_files(old, old) == []
+    assert code_difference.other_files(old, new) == [
+        "files that are not in git: changed: b; gone: c; new: d"
+    ]
+    assert code_difference.code(old, new) == []
+
+
+# -- secrets --------------------------------------------------------------------------
+
+
+def test_secrets_of_the_command_are_left_out(directory, program, capsys):
+    argv = ["x.py", "--token=hunter2", "--rate=1", "--password", "hunter2", "--verbose"]
+    argv += ["--note=see hf_" + "a1" * 10]
+    starts.record(directory, str(program), argv, FLAGS)
+    assert starts.read_all(directory)[0].command["argv"] == [
+        *("x.py", "--token=(left out)", "--rate=1", "--password", "(left out)"),
+        *("--verbose", "--note=see (left out)"),
+    ]
+    said = capsys.readouterr().err
+    assert "the values of --token, --password, --note are left out\n" in said
+
+
+CELLS = """
+import os
+os.environ["WANDB_API_KEY"] = "hunter2"
+os.environ.setdefault('HF_TOKEN', 'hunter2')
+%env MY_SECRET=hunter2
+%env XLA_FLAGS=--kept
+login(token="hunter2", user="kept")
+api_key: str = f"hunter2"
+headers = {"Authorization": "Bearer hunter2"}
+password = '''hunter
+hunter2'''
+key = jax.random.key(3)
+max_tokens = "kept"
+client("sk-aaaaaaaaaaaahunter2")
+"""
+
+
+def test_secrets_of_cells_are_left_out():
+    text, names = redaction.redacted_code(CELLS)
+    assert "hunter" not in text
+    assert text.count("kept") == CELLS.count("kept")
+    assert "key = jax.random.key(3)\n" in text
+    expected = "WANDB_API_KEY HF_TOKEN MY_SECRET token api_key Authorization password"
+    assert sorted(names) == sorted([*expected.split(), "a key"])
+    plain = "x = 1\nloss(key, 'a')\n"
+    assert redaction.redacted_code(plain) == (plain, [])
