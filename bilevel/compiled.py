@@ -13,7 +13,7 @@ import hashlib
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,7 @@ def _signature(value: Any, seen: dict[int, int]) -> Hashable:
         )
     if callable(value) and _is_trusted(value) and hasattr(value, "__wrapped__"):
         # A module's own jitted or custom-derivative function: there is only one.
-        return ("wrapped", id(value.__wrapped__))
+        return ("wrapped", id(getattr(value, "__wrapped__", None)))
     raise Unknown(f"{kind.__name__}: {value!r:.80}")
 
 
@@ -247,7 +247,7 @@ def _write(value: Any, out: Any) -> None:
         raise Unknown("a traced constant inside of a program")
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            value = jax.random.key_data(value)
+            value = jax.random.key_data(cast(jax.Array, value))
         if value.nbytes > _LARGEST_CONSTANT:
             raise Unknown("a large constant inside of a program")
         out.update(f"{value.dtype}{value.shape}".encode() + np.asarray(value).tobytes())
