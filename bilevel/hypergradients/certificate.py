@@ -84,6 +84,8 @@ REASONS = (
 _MARGIN = 3.0
 # The gradient's rounding error, in units of eps |H| |w|.
 _ROUNDING_UNITS = 1.0
+_CAP = 10_000  # steps of a linear solve
+_SMALL = 1000  # inner variables
 # What a solve leaves out, relative to what the verdict needs.
 _ACCURACY = 0.1
 
@@ -227,6 +229,7 @@ class _System(NamedTuple):
     rhs: Tree
     rtol: jax.Array | float
     floor: jax.Array | float
+    budget: jax.Array | int = _CAP  # steps; a smaller one than the cap may be used up
 
 
 def _solve_both(
@@ -240,9 +243,10 @@ def _solve_both(
 
     def step(index: jax.Array) -> tuple[jax.Array, tuple[Tree, LinearInfo]]:
         system = jax.tree.map(lambda x: x[index], both)
-        settings = Settings(system.rtol, 10_000, floor=system.floor)
-        solved = _solve(linear, system.rhs, settings, transpose=transpose)
-        return index + 1, solved
+        settings = Settings(system.rtol, system.budget, floor=system.floor)
+        solution, info = _solve(linear, system.rhs, settings, transpose=transpose)
+        info = info._replace(converged=info.converged | (system.budget < _CAP))
+        return index + 1, (solution, info)
 
     zero = jnp.zeros((), jnp.int32)
     _, (solutions, info) = iterate(step, zero, num_steps=2, history=True)
@@ -267,6 +271,7 @@ class _Surroundings(NamedTuple):
     change: jax.Array  # the relative error of w
     linear: _Linear
     solved: _Solved
+    random: tuple[Tree, Tree, Tree]
 
 
 def _look_around(
@@ -276,15 +281,21 @@ def _look_around(
     residual = optimality(problem, active)
     gap = residual(inner, active.values)
     linear = _linearise(problem, inner, active, result)
-    noise = _noise(linear, inner, turn)
+    random = _random_like(inner)
+    noise = _noise(linear, inner, random, turn)
     size, count = trees.norm(noise), sum(x.size for x in jax.tree.leaves(inner))
     tight = default_rtol(inner)
-    # Until the residual is far below 1 / sqrt(n), one direction of n can hide in it.
-    thorough = tight if count <= 1000 else max(tight, 1e-3 / math.sqrt(count))
+    # Small problems are looked at thoroughly: what the random vector has of a direction
+    # can be small by chance.  In large ones CG takes a third of the steps that the rule
+    # took, and finds the extreme eigenvalues.
+    budget = jnp.maximum(50, jax.lax.stop_gradient(result.info.num_steps) // 3)
+    thorough = tight
+    if count <= _SMALL:
+        budget, thorough = _CAP, 1e-2 * tight
     # Below rounding the Newton step is none; in the second turn every leaf is resolved.
     floor = jnp.where(turn == 0, size, 0)
     solved = _solve_both(
-        linear, _System(noise, thorough, 0.0), _System(gap, tight, floor)
+        linear, _System(noise, thorough, 0.0, budget), _System(gap, tight, floor)
     )
     blur, newton = solved.first, solved.second
     if linear.symmetric and linear.precondition is None:
@@ -303,6 +314,7 @@ def _look_around(
         change=_change(inner, newton, blur, turn),
         linear=linear,
         solved=solved,
+        random=random,
     )
 
 
@@ -360,8 +372,7 @@ def _compare(
     off = jnp.maximum(off, trees.norm(way))
     if not forward:
         # Where J' u cancels, the two round alike.
-        factors = _random_like(adjoint, 1)
-        scattered = effect(jax.tree.map(jnp.multiply, adjoint, factors))
+        scattered = effect(jax.tree.map(jnp.multiply, adjoint, around.random[1]))
         off = jnp.maximum(off, epsilon(inner) * trees.norm(scattered))
     error = _ratio(off, total)
 
@@ -401,17 +412,25 @@ def _mixed(
     return lambda u: pull(u)[0]
 
 
-def _random_like(tree: Tree, index: int) -> Tree:
+def _random_like(tree: Tree) -> tuple[Tree, Tree, Tree]:
+    """Three trees of random numbers of variance one, always the same.
+
+    Uniform and drawn at once, since most of a draw is program text.
+    """
     leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), index), len(leaves))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    width = math.sqrt(3.0)
     draws = [
-        jax.random.normal(k, x.shape, x.dtype)
+        jax.random.uniform(k, (3, *x.shape), x.dtype, -width, width)
         for k, x in zip(keys, leaves, strict=True)
     ]
-    return jax.tree.unflatten(treedef, draws)
+    first, second, third = (treedef.unflatten([d[i] for d in draws]) for i in range(3))
+    return first, second, third
 
 
-def _noise(linear: _Linear, inner: Tree, turn: jax.Array) -> Tree:
+def _noise(
+    linear: _Linear, inner: Tree, random: tuple[Tree, Tree, Tree], turn: jax.Array
+) -> Tree:
     """A random vector of the size of the rounding errors of the optimality map.
 
     A applied to w with random factors has the size of the terms that cancel in A w; of
@@ -419,13 +438,10 @@ def _noise(linear: _Linear, inner: Tree, turn: jax.Array) -> Tree:
     vector is isotropic, so that it has a component along every direction, in the second
     every leaf has a size of its own.
     """
-    z = _random_like(inner, 0)
-
-    def terms(index: int) -> Tree:
-        factors = _random_like(inner, index)
-        return linear.apply(jax.tree.map(jnp.multiply, inner, factors))
-
-    first, second = terms(1), terms(2)
+    z, *factors = random
+    first, second = (
+        linear.apply(jax.tree.map(jnp.multiply, inner, f)) for f in factors
+    )
     units = _ROUNDING_UNITS * epsilon(inner)
     whole = jnp.maximum(trees.norm(first), trees.norm(second)) / trees.norm(z)
     # At the origin nothing rounds; a direction is needed all the same.

@@ -112,8 +112,11 @@ def main() -> None:
         said = asserted(name, built[1](*arguments))
         times = np.array(
             [
-                [cpu_seconds(built[0], arguments), cpu_seconds(built[1], arguments)]
-                + [cpu_seconds(gradient, (w, x, train))]
+                [
+                    cpu_seconds(built[0], arguments),
+                    cpu_seconds(built[1], arguments),
+                    cpu_seconds(gradient, (w, x, train)),
+                ]
                 for _ in range(rounds)
             ]
         )
