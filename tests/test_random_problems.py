@@ -30,11 +30,22 @@ def groups():
 GROUPS = groups()
 
 
+# A singular Hessian is never trusted by default, although the gradient may be right;
+# the damped derivative is what one can be promised there.
+NEVER_TRUSTED = ("singular",)
+
+
 def check(counts: Counts) -> None:
     assert counts.wrong == 0
     assert counts.inner_wrong == 0
     assert counts.nan == 0
-    assert counts.alarms <= max(2, counts.right // 10)
+
+
+def too_many_alarms(found: dict[str, Counts]) -> bool:
+    """Over one in ten; a single family may have more (rounding is judged by luck)."""
+    counted = [c for name, c in found.items() if name not in NEVER_TRUSTED]
+    right = sum(c.right for c in counted)
+    return sum(c.alarms for c in counted) > max(2, right // 10)
 
 
 def of_default(leaves: bool):
@@ -71,8 +82,9 @@ def test_never_trusted_when_wrong(cells, path: str, dtype: str):
     wrong = {name: c for name, c in found.items() if c.wrong or c.inner_wrong or c.nan}
     assert not wrong
     right = sum(c.right for c in found.values())
-    alarms = {name: c.alarms for name, c in found.items() if c.alarms}
-    assert sum(alarms.values()) <= right // 10, alarms
+    assert not too_many_alarms(found), {
+        n: (c.alarms, c.right) for n, c in found.items()
+    }
     assert right > SAMPLE // 4  # an instrument that saw nothing right would say nothing
 
 
@@ -83,12 +95,13 @@ def test_never_trusted_when_wrong(cells, path: str, dtype: str):
     "cells", [pytest.param(g, id=f"{g[0][0]}, {g[0][1]}") for g in GROUPS]
 )
 def test_never_trusted_when_wrong_at_length(cells, path, dtype, capsys):
-    failures = []
+    failures, found = [], {}
     for name, pair in cells:
         start = time.perf_counter()
         counts = random_problems.judge(name, pair, path, dtype, ALL)
         seconds = time.perf_counter() - start
         text = random_problems.line(name, pair, path, dtype, counts, seconds)
+        found[name] = counts
         with capsys.disabled():
             print(f"\n{text}", end="")  # noqa: T201
         try:
@@ -96,6 +109,9 @@ def test_never_trusted_when_wrong_at_length(cells, path, dtype, capsys):
         except AssertionError:
             failures.append(text)
     assert not failures, "\n".join([random_problems.HEAD, *failures])
+    assert not too_many_alarms(found), {
+        n: (c.alarms, c.right) for n, c in found.items()
+    }
 
 
 # The answers themselves.

@@ -83,7 +83,7 @@ REASONS = (
 # error exceeded it by at most a factor of 2.
 _MARGIN = 3.0
 # The gradient's rounding error, in units of eps |H| |w|.
-_ROUNDING_UNITS = 1.0
+_ROUNDING_UNITS = 0.8
 _CAP = 10_000  # steps of a linear solve
 _SMALL = 1000  # inner variables
 # What a solve leaves out, relative to what the verdict needs.
