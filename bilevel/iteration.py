@@ -56,33 +56,40 @@ def iterate(
             'rematerialize must be "none", "step" or "segments", got '
             f"{rematerialize!r}."
         )
-    if rematerialize == "segments" and not history:
+    few = num_steps <= _UNROLL_UP_TO
+    if rematerialize == "segments" and not history and not few:
         return _segments(step, state, num_steps)
     if rematerialize != "none":
         step = jax.checkpoint(step)
-    if num_steps <= _UNROLL_UP_TO and not history:
+    if few and not history:
         for _ in range(num_steps):
             state = step(state)
         return state
+    if not history:
+        return _scan(step, state, num_steps)
+    return jax.lax.scan(lambda carry, _: step(carry), state, None, length=num_steps)
 
-    def body(carry: Any, _: None) -> tuple[Any, Any]:
-        return step(carry) if history else (step(carry), None)
 
-    state, outputs = jax.lax.scan(body, state, None, length=num_steps)
-    return (state, outputs) if history else state
+def _scan(step: Callable[[Any], Any], state: Any, num_steps: int) -> Any:
+    return jax.lax.scan(lambda s, _: (step(s), None), state, None, length=num_steps)[0]
 
 
 def _segments(step: Callable[[Any], Any], state: Any, num_steps: int) -> Any:
-    """Steps in about sqrt(T) segments: only the state at a segment's start is kept."""
-    length = max(1, math.isqrt(num_steps))
+    """Steps in about sqrt(T) segments: only the state at a segment's start is kept.
+
+    Never in Python loops: a few segments of a few steps, each with what its checkpoint
+    recomputes, would be a program of many times the size.
+    """
+    length = math.isqrt(num_steps)
     inner = jax.checkpoint(step)
 
     @jax.checkpoint
     def segment(carry: Any) -> Any:
-        return iterate(inner, carry, num_steps=length)
+        return _scan(inner, carry, length)
 
-    state = iterate(segment, state, num_steps=num_steps // length)
-    return iterate(inner, state, num_steps=num_steps % length)
+    state = _scan(segment, state, num_steps // length)
+    rest = num_steps % length
+    return _scan(inner, state, rest) if rest else state
 
 
 def iterate_until(

@@ -121,6 +121,15 @@ ROWS = (
 )
 
 
+def by_program(row: Row) -> bool:
+    """Whether autodiff passes through the solver's own steps.
+
+    It offers no place for a certificate: what is watched is convergence alone.
+    """
+    named = row.name.startswith(("unrolled", "truncated"))
+    return named and "forward mode" not in row.name
+
+
 # Less often tested: they share most of their code with another row.
 VARIANTS = {
     "unrolled, steps rematerialised",

@@ -159,7 +159,7 @@ def frozen_in_place() -> Model:
     """The frozen layer stays in the tree, behind a stop_gradient.
 
     The inner objective does not see it, so that every value of it is a minimiser: it
-    stays where it started, and its derivative is zero.
+    stays where it started, and its derivative is zero, which by default is not trusted.
     """
     whole = linen_perceptron()
 
@@ -372,19 +372,33 @@ CELLS = [
 ]
 
 
+def distrusted(model: Model, rule: str) -> bool:
+    """A Hessian that is singular is never trusted by default.
+
+    Nothing tells a leaf that is unused from a solution that is not determined.  Rules
+    that differentiate the program watch its convergence only.
+    """
+    return model.free > 0 and rule not in ("unrolled", "truncated")
+
+
 @pytest.mark.parametrize(("name", "rule"), CELLS)
 def test_gradient_is_that_of_central_differences(name: str, rule: str):
     model, row = MODELS[name](), RULES[rule]
     outer = jax.tree.map(jnp.asarray, model.outer)
-    loss = loss_of(model, row)
+    flagged = distrusted(model, rule)
+    loss = loss_of(model, row, "ignore" if flagged else "nan")
     got, inner = jax.jit(jax.grad(loss, has_aux=True))(outer)
     eigenvalues, stationary, expected = reference(name)(inner, outer)
     # The argmin is one, and nothing but what is known to be free is singular.
     assert float(stationary) <= 1e-7
     assert int(jnp.sum(jnp.abs(eigenvalues) <= 1e-9)) == model.free
     assert float(jnp.sort(eigenvalues)[model.free]) >= 1e-3
-    # Not NaN: trusted.
-    assert distance(got, expected) <= row.tolerance
+    # Not NaN: trusted.  A factorisation of a singular matrix promises nothing.
+    if not (flagged and "dense" in rule):
+        assert distance(got, expected) <= row.tolerance
+    if flagged:
+        got, _ = jax.jit(jax.grad(loss_of(model, row, "nan"), has_aux=True))(outer)
+        assert all(bool(jnp.isnan(g).all()) for g in jax.tree.leaves(got))
     # A gradient of zero would be right to any rule that forgets the argmin.
     assert all(float(jnp.abs(g).min()) > 1e-5 for g in jax.tree.leaves(expected))
 
@@ -399,7 +413,8 @@ def test_gradient_is_that_of_central_differences(name: str, rule: str):
 def test_forward_mode_is_that_of_central_differences(name: str):
     model, row = MODELS[name](), RULES["default"]
     outer = jax.tree.map(jnp.asarray, model.outer)
-    loss = loss_of(model, row)
+    on_untrustworthy = "ignore" if distrusted(model, "default") else "nan"
+    loss = loss_of(model, row, on_untrustworthy)
     got, inner = jax.jit(jax.jacfwd(loss, has_aux=True))(outer)
     assert distance(got, reference(name)(inner, outer)[2]) <= row.tolerance
 

@@ -168,3 +168,20 @@ def test_numbers_of_steps_are_checked(value: Any):
 def test_unknown_memory_mode_is_refused():
     with pytest.raises(ValueError, match="rematerialize must be"):
         iterate(lambda s: s, 1.0, num_steps=2, rematerialize="bogus")  # type: ignore
+
+
+@pytest.mark.parametrize("num_steps", [10, 25, 35, 100])
+def test_p4_segments_are_a_small_program_at_every_length(num_steps: int):
+    """Of the size of "step", whether segments are of few steps or of many."""
+
+    def lines(rematerialize: Any) -> int:
+        def loss(bias: jax.Array) -> jax.Array:
+            state = iterate(
+                step, start(bias), num_steps=num_steps, rematerialize=rematerialize
+            )
+            return jnp.sum(state["w"] ** 2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(jnp.zeros(2)).compile()
+        return len(compiled.as_text().splitlines())
+
+    assert lines("segments") <= 3 * lines("step")
