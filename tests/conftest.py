@@ -4,8 +4,10 @@ import ctypes
 import gc
 import mmap
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -25,6 +27,19 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     if jax.__version_info__[:2] == (0, 10):
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}".strip()
+
+# The same small programs (initialisers, single operations) are met in module after
+# module, and again after `bounded_memory`: they are read, not compiled once more. Each
+# worker has a folder of its own, since JAX does not write into it atomically.
+COMPILED = tempfile.mkdtemp(prefix="bilevel-tests-")
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(COMPILED, ignore_errors=True)
+
 
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: the
 # tests that send one would wait in vain.
