@@ -1,8 +1,13 @@
-"""Global settings of the tests, and the fixture for real data."""
+"""Global settings of the tests, what they may hold in memory, and real data."""
 
+import ctypes
+import gc
+import mmap
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -23,6 +28,19 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}".strip()
 
+# The same small programs (initialisers, single operations) are met in module after
+# module, and again after `bounded_memory`: they are read, not compiled once more. Each
+# worker has a folder of its own, since JAX does not write into it atomically.
+COMPILED = tempfile.mkdtemp(prefix="bilevel-tests-")
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(COMPILED, ignore_errors=True)
+
+
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: the
 # tests that send one would wait in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -37,6 +55,41 @@ def forget_warnings() -> None:
     """A line warns once of an untrustworthy gradient: in every test anew."""
     if "bilevel.hypergradients.watch" in sys.modules:
         sys.modules["bilevel.hypergradients.watch"].forget()
+
+
+# JAX keeps every program that it compiled: some thousand tests would hold 4 GB in each
+# worker. Forgetting all of them costs a second, and what later tests share must be
+# compiled anew; so it is done above a limit, five to ten times in a worker's life, not
+# at the end of every module. Below 0.4 GB no worker gets: imports and collected tests.
+LIMIT = 900 * 2**20
+
+
+def resident_memory() -> int:
+    """Bytes that this process holds in memory; 0 where there is no /proc to ask."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * mmap.PAGESIZE
+
+
+def return_freed_memory() -> None:
+    """Gives the system what glibc keeps after `free`, which is nearly all of it."""
+    # Other C libraries have no such function.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory() -> None:
+    """Before a test: above the limit, compiled programs are forgotten."""
+    if resident_memory() > LIMIT:
+        return_freed_memory()
+    if resident_memory() > LIMIT:
+        jax.clear_caches()
+        gc.collect()
+        return_freed_memory()
 
 
 DATA_SETS = ("fashion_mnist", "ijcnn1", "mnist", "omniglot")

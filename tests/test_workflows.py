@@ -49,6 +49,20 @@ def test_workflows_may_do_little(path):
         assert all("@" in step["uses"] for step in job["steps"] if "uses" in step)
 
 
+def test_every_contract_runs_on_every_version():
+    """A new family is not forgotten where `.ci/run` makes a choice of tests."""
+    (listed,) = re.findall(
+        r"^other_versions=\((.*?)^\)", (ROOT / ".ci" / "run").read_text(), re.M | re.S
+    )
+    chosen = [ROOT / path for path in listed.split()]
+    assert all(path.exists() for path in chosen)
+    contracts = sorted((ROOT / "tests").rglob("test_*contract*.py"))
+    contracts.append(ROOT / "tests" / "energy" / "test_learning_rules.py")
+    assert len(contracts) > 6
+    for contract in contracts:
+        assert {contract, *contract.parents} & set(chosen), contract
+
+
 def test_weekly_installs_the_newest():
     workflow = load("workflows/weekly.yml")
     assert set(workflow["on"]) == {"schedule", "workflow_dispatch"}

@@ -91,12 +91,15 @@ def by_hypergradient(
         answer = network.respond(params, state, inputs, {}, {})
         apart = rms(jax.tree.leaves(jax.tree.map(jnp.subtract, answer, state)))
         is_state = apart <= _APART * rms(jax.tree.leaves(state))
+        is_solved = info.inner.converged & is_state
+        if info.pullback.converged is not None:  # a rule that solves an equation
+            is_solved &= info.pullback.converged
         count = sum(leaf.size for leaf in jax.tree.leaves(state))
         aux = Aux(
             outputs=lost(found.aux),
             state=state,
             free_residual=info.inner.residual_norm / count**0.5,
-            converged=info.inner.converged & info.pullback.converged & is_state,
+            converged=is_solved,
             free_steps=info.inner.num_steps,
             nudged_steps=info.pullback.num_steps,
         )
