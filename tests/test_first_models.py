@@ -355,7 +355,7 @@ def reference(name: str) -> Callable:
     return both
 
 
-# Not thorough: default settings, and one model by a program and by a nudge.
+# Not slow: default settings, and one model by a program and by a nudge.
 ALWAYS = ("linear_regression", "nnx_perceptron", "embedding_with_an_unseen_token")
 CELLS = [
     pytest.param(
@@ -365,7 +365,7 @@ CELLS = [
         marks=[]
         if (rule == "default" and model in (*ALWAYS, "batch_norm"))
         or (model == ALWAYS[0] and rule in ("unrolled", "nudged"))
-        else pytest.mark.thorough,
+        else pytest.mark.slow,
     )
     for model in MODELS
     for rule in RULES
@@ -406,7 +406,7 @@ def test_gradient_is_that_of_central_differences(name: str, rule: str):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name == ALWAYS[0] else pytest.mark.thorough)
+        pytest.param(name, marks=[] if name == ALWAYS[0] else pytest.mark.slow)
         for name in MODELS
     ],
 )

@@ -16,6 +16,7 @@ from random_families import FAMILIES
 from random_problems import PAIRS, PATHS, RTOL, Counts
 
 SAMPLE, ALL = 34, 1112
+SLOW = pytest.mark.slow
 
 
 def groups():
@@ -67,10 +68,14 @@ UNFINISHED = [
     ("cells", "path", "dtype"),
     [
         pytest.param(of_default(False), "hypergradient", "float64", id="float64"),
-        pytest.param(of_default(False), "grad", "float64", id="float64-grad"),
-        pytest.param(of_default(False), "hypergradient", "float32", id="float32"),
+        pytest.param(
+            of_default(False), "grad", "float64", id="float64-grad", marks=SLOW
+        ),
+        pytest.param(
+            of_default(False), "hypergradient", "float32", id="float32", marks=SLOW
+        ),
         pytest.param(of_default(True), "hypergradient", "float64", id="leaves"),
-        pytest.param(of_default(True), "grad", "float64", id="leaves-grad"),
+        pytest.param(of_default(True), "grad", "float64", id="leaves-grad", marks=SLOW),
         pytest.param(UNFINISHED, "hypergradient", "float64", id="unfinished"),
     ],
 )

@@ -166,7 +166,7 @@ def test_never_trusted_when_wrong_and_rarely_distrusted_when_right(
     wrong, accurate, alarms, broken = judge(compiled, cases, dtype)
     assert wrong == 0
     assert broken == 0
-    # Rounding is judged by a random draw: in float32 it is taken too large now and then.
+    # Rounding is judged by a random draw, in float32 at times taken too large.
     assert alarms <= (0.05 if dtype == jnp.float64 else 0.1) * accurate
     if solver is None:
         assert accurate >= 0.9 * len(cases)

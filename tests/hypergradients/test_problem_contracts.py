@@ -36,19 +36,17 @@ MAIN = ("implicit, CG", "unrolled", "nudged, centred", "one step")
 
 
 def rows(default: Any) -> Any:
-    """The rows, all but those of `default` marked thorough."""
+    """The rows, all but those of `default` marked slow."""
     return pytest.mark.parametrize(
         "row",
         [
-            pytest.param(
-                row, id=row.name, marks=[] if row.name in default else THOROUGH
-            )
+            pytest.param(row, id=row.name, marks=[] if row.name in default else SLOW)
             for row in ROWS
         ],
     )
 
 
-THOROUGH = pytest.mark.thorough
+SLOW = pytest.mark.slow
 all_rows = rows({row.name for row in ROWS} - VARIANTS)
 main_rows = rows(MAIN)
 
