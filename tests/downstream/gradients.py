@@ -76,7 +76,7 @@ def hypergradient(x: jax.Array, batches: bilevel.Batches) -> tuple[jax.Array, bo
     report = evaluate(jnp.zeros(2), x, batches)
     value: jax.Array = report.value
     residual: jax.Array = report.info.inner.relative_residual
-    curvature: jax.Array = report.info.pullback.positive_definite
+    curvature: jax.Array | None = report.info.pullback.positive_definite
     del value, residual, curvature
     return report.gradient, bool(report.info.trustworthy)
 
