@@ -26,7 +26,8 @@ def layerwise(apply: Map, state: State, force: Mapping[Key, jax.Array]) -> Part:
         state: whose shapes it takes.
         force: likewise; the same entries in every call.
     """
-    if jax.config.jax_disable_jit:  # who debugs sees the map called, with numbers
+    # Who debugs sees the map called, with numbers.
+    if getattr(jax.config, "jax_disable_jit", False):
 
         def whole(
             state: State, force: Mapping[Key, jax.Array], group: Sequence[Key]
