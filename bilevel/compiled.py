@@ -107,7 +107,7 @@ def signature(value: Any) -> Hashable:
     return _signature(value, {})
 
 
-def _signature(value: Any, seen: dict[int, int]) -> Hashable:
+def _signature(value: Any, seen: dict[int, tuple[int, Any]]) -> Hashable:
     if value is None or isinstance(value, bool | int | str | bytes):
         return (type(value).__name__, value)
     if isinstance(value, float | np.generic):
@@ -115,8 +115,9 @@ def _signature(value: Any, seen: dict[int, int]) -> Hashable:
     if isinstance(value, type | types.BuiltinFunctionType | np.dtype | np.ufunc):
         return value
     if id(value) in seen:  # a rule whose functions refer to the rule
-        return ("seen", seen[id(value)])
-    seen[id(value)] = len(seen)
+        return ("seen", seen[id(value)][0])
+    # With the value itself: once it were gone, another could have its id.
+    seen[id(value)] = (len(seen), value)
     each = functools.partial(_signature, seen=seen)
     kind = type(value)
     if isinstance(value, tuple | list):
@@ -139,8 +140,8 @@ def _signature(value: Any, seen: dict[int, int]) -> Hashable:
             *map(each, _contents(cells)),
         )
     if callable(value) and _is_trusted(value) and hasattr(value, "__wrapped__"):
-        # A module's own jitted or custom-derivative function: there is only one.
-        return ("wrapped", id(getattr(value, "__wrapped__", None)))
+        # Jitted, or with a derivative rule of its own (not a user's).
+        return (kind, each(getattr(value, "__wrapped__", None)))
     raise Unknown(f"{kind.__name__}: {value!r:.80}")
 
 

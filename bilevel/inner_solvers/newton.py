@@ -1,5 +1,6 @@
 """Newton-CG: the default for smooth problems."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -116,7 +117,7 @@ def newton(
         max_steps=max_steps,
         rtol=rtol,
         reverse_differentiable=False,
-        escape=_escape,
+        escape=partial(_escape, max_cg_steps=max_cg_steps),
     )
 
 
@@ -222,7 +223,12 @@ def _search(line: _Line) -> _Trial:
 
 
 def _escape(
-    oracle: Oracle, inner: Tree, theta: Tree, attempt: jax.Array
+    oracle: Oracle,
+    inner: Tree,
+    theta: Tree,
+    attempt: jax.Array,
+    *,
+    max_cg_steps: int,
 ) -> tuple[Tree, jax.Array]:
     """A point below `inner` along negative curvature, and whether there is one.
 
@@ -239,7 +245,8 @@ def _escape(
     _, info, last = conjugate_gradients(
         hvp(oracle.gradient, inner, theta),
         jax.tree.unflatten(treedef, random),
-        Settings(rtol=0.5, max_steps=1000),
+        # The solution is not wanted, only the curvature on the way to it.
+        Settings(rtol=0.5, max_steps=max_cg_steps),
     )
     value, gradient = oracle.value_and_gradient(inner, theta)
     vector = _along(last.vector, last.curvature, gradient, inner)
