@@ -1,0 +1,115 @@
+"""The optimality map linearised at a point, and the solves of a certificate with it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import trees
+from bilevel.derivatives import hvp
+from bilevel.hypergradients.base import (
+    Active,
+    InnerProblem,
+    Pullback,
+    optimality,
+)
+from bilevel.iteration import iterate
+from bilevel.linear_solvers.base import LinearInfo, Matvec
+from bilevel.linear_solvers.cg import Settings, conjugate_gradients
+from bilevel.trees import Tree
+
+CAP = 10_000
+"""Steps of a linear solve that is not given a budget."""
+
+
+class Linearised(NamedTuple):
+    """The Jacobian A of the optimality map at a point, damped, and how to solve."""
+
+    apply: Matvec
+    transpose: Matvec
+    symmetric: bool
+    precondition: Matvec | None
+
+
+def linearise(
+    problem: InnerProblem, inner: Tree, active: Active, result: Pullback
+) -> Linearised:
+    """The optimality map at `inner`, damped and preconditioned as the rule's solve."""
+    matvec = hvp(optimality(problem, active), inner, active.values)
+
+    def apply(u: Tree) -> Tree:
+        return trees.axpy(result.damping, u, matvec(u)) if result.damping else matvec(u)
+
+    if problem.solver.symmetric:
+        return Linearised(apply, apply, True, result.precondition)
+    pull = jax.linear_transpose(apply, inner)
+    return Linearised(apply, lambda u: pull(u)[0], False, None)
+
+
+def _solve(
+    linear: Linearised, rhs: Tree, settings: Settings, *, transpose: bool = False
+) -> tuple[Tree, LinearInfo]:
+    """A^-1 rhs, or A'^-1 rhs, by CG; on the normal equations if A is not symmetric."""
+    if linear.symmetric:
+        return conjugate_gradients(
+            linear.apply, rhs, settings, None, linear.precondition
+        )[:2]
+    forward, back = linear.apply, linear.transpose
+    if transpose:
+        forward, back = back, forward
+    settings = settings._replace(floor=0.0)
+    return conjugate_gradients(lambda u: back(forward(u)), back(rhs), settings)[:2]
+
+
+class Solved(NamedTuple):
+    """Two linear systems with one matrix, solved."""
+
+    first: Tree
+    second: Tree
+    smallest: jax.Array  # eigenvalue seen by either (of M^-1 A, A'A); 0 if none was
+    positive_definite: jax.Array  # as far as either saw
+    converged: jax.Array  # both
+
+
+class System(NamedTuple):
+    """A right-hand side, and when its solve stops (see `cg.Settings`)."""
+
+    rhs: Tree
+    rtol: jax.Array | float
+    floor: jax.Array | float
+    budget: jax.Array | int = CAP  # steps; a smaller one than the cap may be used up
+
+
+def solve_both(
+    linear: Linearised, first: System, second: System, *, transpose: bool = False
+) -> Solved:
+    """One after the other by one compiled loop: each takes no more steps than it needs.
+
+    Side by side they would take as many steps as the slower, of twice the work.
+    """
+    both = jax.tree.map(lambda a, b: jnp.stack([jnp.asarray(a), b]), first, second)
+
+    def step(index: jax.Array) -> tuple[jax.Array, tuple[Tree, LinearInfo]]:
+        system = jax.tree.map(lambda x: x[index], both)
+        settings = Settings(system.rtol, system.budget, floor=system.floor)
+        solution, info = _solve(linear, system.rhs, settings, transpose=transpose)
+        info = info._replace(converged=info.converged | (system.budget < CAP))
+        return index + 1, (solution, info)
+
+    zero = jnp.zeros((), jnp.int32)
+    _, (solutions, info) = iterate(step, zero, num_steps=2, history=True)
+    # fmin: nan where no step was taken.
+    smallest = jnp.fmin(info.smallest[0], info.smallest[1])
+    return Solved(
+        first=jax.tree.map(lambda x: x[0], solutions),
+        second=jax.tree.map(lambda x: x[1], solutions),
+        smallest=jnp.where(jnp.isfinite(smallest), smallest, 0),
+        positive_definite=jnp.all(info.positive_definite),
+        converged=jnp.all(info.converged),
+    )
+
+
+def ratio(part: jax.Array, total: jax.Array) -> jax.Array:
+    """part / total; inf for something of nothing, 0 for nothing."""
+    whole = part / jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, whole, jnp.where(part == 0, 0, jnp.inf))
