@@ -32,6 +32,7 @@ from rules import ROWS, STEP_SIZE, VARIANTS, Row, by_program
 import bilevel
 from bilevel import hypergradients, inner_solvers, linear_solvers
 
+SLOW = pytest.mark.slow
 MAIN = ("implicit, CG", "unrolled", "nudged, centred", "one step")
 
 
@@ -46,7 +47,6 @@ def rows(default: Any) -> Any:
     )
 
 
-SLOW = pytest.mark.slow
 all_rows = rows({row.name for row in ROWS} - VARIANTS)
 main_rows = rows(MAIN)
 
@@ -256,7 +256,7 @@ def test_a_damped_adjoint_is_trusted_where_a_leaf_is_unused():
 
 # Points that are no solution, though little tells.
 
-SLOW = inner_solvers.gradient_descent(0.05, max_steps=50)
+UNFINISHED = inner_solvers.gradient_descent(0.05, max_steps=50)
 
 
 def well_or_slope(w: jax.Array, x: jax.Array, batch: Any) -> jax.Array:
@@ -279,10 +279,14 @@ CASES = {"saddle": (1.0, 1.5, 1.0), "flat": (0.0, 8.0, 12.0)}
 def test_a_saddle_and_a_flat_outer_objective_are_not_trusted(row: Row):
     """Right or NaN: at w = 0 the gradient of the well is 0 by symmetry; on the slope an
     unfinished solve stops where F is flat."""
-    solver = solve(row._replace(solver=SLOW), well_or_slope, square_or_hinge, "nan")
+    solver = solve(
+        row._replace(solver=UNFINISHED), well_or_slope, square_or_hinge, "nan"
+    )
     if row.name == "truncated":
         solver = solve(
-            row._replace(solver=SLOW, rule=lambda _: hypergradients.truncated(30)),
+            row._replace(
+                solver=UNFINISHED, rule=lambda _: hypergradients.truncated(30)
+            ),
             well_or_slope,
             square_or_hinge,
             "nan",
@@ -306,7 +310,7 @@ def test_a_saddle_and_a_flat_outer_objective_are_not_trusted(row: Row):
 @pytest.mark.parametrize("name", ["default", *CASES])
 def test_no_saddle_and_no_flat_outer_objective_is_reported_as_trusted(name: str):
     batch, x, expected = CASES["saddle" if name == "default" else name]
-    solver = None if name == "default" else SLOW
+    solver = None if name == "default" else UNFINISHED
     problem = bilevel.Problem(well_or_slope, square_or_hinge)
     out = jax.jit(bilevel.value_and_hypergradient(problem, solver))(
         0.0, x, bilevel.Batches(batch, batch)
