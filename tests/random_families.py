@@ -504,5 +504,5 @@ FAMILIES = {
     "scaled": Family(scaled, "scale-free"),
     "non-smooth": Family(non_smooth, "unfinished"),
     "stopped early": Family(stopped_early, "early"),
-    "disparate leaves": Family(disparate_leaves, leaves=True),
+    "disparate leaves": Family(disparate_leaves, "leaves", leaves=True),
 }

@@ -184,7 +184,7 @@ def _compare(
     forward: bool,
 ) -> _Comparison:
     """Compares `result`, found at `inner`, with the implicit rule at a better point."""
-    around = look_around(problem, inner, active, result, turn)
+    around = look_around(problem, inner, active, outer.cotangent, result, turn)
     there = _look_there(problem, active, outer, result, rtol, around, forward)
     change, error = around.change, there.error
     is_flat = trees.norm(outer.cotangent) == 0

@@ -46,7 +46,7 @@ def linearise(
     return Linearised(apply, lambda u: pull(u)[0], False, None)
 
 
-def _solve(
+def solve(
     linear: Linearised, rhs: Tree, settings: Settings, *, transpose: bool = False
 ) -> tuple[Tree, LinearInfo]:
     """A^-1 rhs, or A'^-1 rhs, by CG; on the normal equations if A is not symmetric."""
@@ -92,7 +92,7 @@ def solve_both(
     def step(index: jax.Array) -> tuple[jax.Array, tuple[Tree, LinearInfo]]:
         system = jax.tree.map(lambda x: x[index], both)
         settings = Settings(system.rtol, system.budget, floor=system.floor)
-        solution, info = _solve(linear, system.rhs, settings, transpose=transpose)
+        solution, info = solve(linear, system.rhs, settings, transpose=transpose)
         info = info._replace(converged=info.converged | (system.budget < CAP))
         return index + 1, (solution, info)
 

@@ -20,10 +20,11 @@ from bilevel.hypergradients.linearised import (
     System,
     linearise,
     ratio,
+    solve,
     solve_both,
 )
 from bilevel.linear_solvers.base import epsilon
-from bilevel.linear_solvers.cg import default_rtol
+from bilevel.linear_solvers.cg import Settings, default_rtol
 from bilevel.trees import Tree
 
 # The gradient's rounding error, in units of eps |H| |w|.  Calibrated on random problems
@@ -64,6 +65,7 @@ def look_around(
     problem: InnerProblem,
     inner: Tree,
     active: Active,
+    cotangent: Tree,
     result: Pullback,
     turn: jax.Array,
 ) -> Surroundings:
@@ -73,6 +75,7 @@ def look_around(
         problem: the inner problem.
         inner: w.
         active: what is differentiated; its values do not move here.
+        cotangent: v, the right-hand side of the rule's own linear system.
         result: of the rule: its damping, preconditioner and number of steps are used.
         turn: `[]` int32; in turn 0 rounding is taken to be alike in all leaves, in turn
             1 every leaf has its own.
@@ -100,14 +103,13 @@ def look_around(
     )
     blur, newton = solved.first, solved.second
     length = trees.norm(blur)
-    # What one direction of n has of the random vector, seen through the smallest
-    # eigenvalue, if that is what made it long.
-    guess = size / (math.sqrt(max(count, 1)) * jnp.where(length > 0, length, jnp.inf))
-    smallest = guess
-    if linear.symmetric and linear.precondition is None:
-        # CG knows the eigenvalue; by bad luck the vector has little of its direction.
-        smallest = solved.smallest
-        luck = guess / jnp.where(smallest > 0, smallest, jnp.inf)
+    share = size / math.sqrt(max(count, 1))  # of one direction in the random vector
+    smallest = share / jnp.where(length > 0, length, jnp.inf)
+    if linear.symmetric:
+        smallest = _smallest(linear, solved, noise, cotangent, result)
+        # By bad luck the random vector may have little of the weakest direction.
+        expected = share / jnp.where(smallest > 0, smallest, jnp.inf)
+        luck = expected / jnp.where(length > 0, length, jnp.inf)
         blur = trees.scale(jnp.where(luck > 1, luck, 1), blur)
     # The two moves must not cancel.
     blur = trees.scale(jnp.where(trees.dot(newton, blur) < 0, -1, 1), blur)
@@ -125,6 +127,36 @@ def look_around(
         solved=solved,
         random=random,
     )
+
+
+def _smallest(
+    linear: Linearised, solved: Solved, noise: Tree, cotangent: Tree, result: Pullback
+) -> jax.Array:
+    """The smallest eigenvalue of a symmetric H that any of the solves saw; 0 for none.
+
+    CG knows it; with a preconditioner CG knows that of another matrix.  Then it is read
+    from the vectors that H^-1 stretched, a step of inverse iteration each.  They may by
+    bad luck have little of the weakest direction, so that a small problem, where a
+    solve is cheap, makes a second step.
+    """
+    if linear.precondition is None:
+        return solved.smallest
+    smallest = _rayleigh(solved.first, noise)
+    if result.adjoint is not None:
+        smallest = jnp.minimum(smallest, _rayleigh(result.adjoint, cotangent))
+    if sum(x.size for x in jax.tree.leaves(noise)) <= _SMALL:
+        length = trees.norm(solved.first)
+        once = trees.scale(1 / jnp.where(length > 0, length, 1), solved.first)
+        twice = solve(linear, once, Settings(default_rtol(noise), CAP))[0]
+        smallest = jnp.minimum(smallest, _rayleigh(twice, once))
+    return jnp.where(jnp.isfinite(smallest), smallest, 0)
+
+
+def _rayleigh(stretched: Tree, rhs: Tree) -> jax.Array:
+    """The Rayleigh quotient of H at u = H^-1 b; inf where it says nothing."""
+    squared, product = trees.norm(stretched) ** 2, trees.dot(stretched, rhs)
+    says = (squared > 0) & (product > 0)
+    return jnp.where(says, product / jnp.where(says, squared, 1), jnp.inf)
 
 
 def _random_like(tree: Tree) -> tuple[Tree, Tree, Tree]:
