@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import jax
@@ -90,6 +91,27 @@ def bounded_memory() -> None:
         jax.clear_caches()
         gc.collect()
         return_freed_memory()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked `thinned(n)`, one case in n stays in the default
+    selection; the others are `thorough`.
+
+    Drawn by the name of the case, so that no column of a grid is always left out, and
+    a new case moves no other.  Of every test at least one case stays.
+    """
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        marked = item.get_closest_marker("thinned")
+        if marked and not any(item.get_closest_marker(m) for m in ("slow", "thorough")):
+            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for group in cases.values():
+        (share,) = group[0].get_closest_marker("thinned").args
+        drawn = [i for i in group if zlib.crc32(i.nodeid.encode()) % share == 0]
+        for item in group:
+            if item not in (drawn or group[:1]):
+                item.add_marker(pytest.mark.thorough)
 
 
 DATA_SETS = ("fashion_mnist", "ijcnn1", "mnist", "omniglot")

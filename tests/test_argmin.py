@@ -36,6 +36,7 @@ def expected_gradient() -> jax.Array:
 # Composition.
 
 
+@pytest.mark.thorough
 def test_nested_argmins_have_the_closed_form_gradient():
     a = jnp.array([[1.0, 0.4], [-0.3, 0.8]])
     b = jnp.array([[0.7, -0.2], [0.1, 1.1]])
@@ -67,6 +68,7 @@ def test_nested_argmins_have_the_closed_form_gradient():
     np.testing.assert_allclose(gradient, matrix.T @ (matrix @ x - target), rtol=1e-8)
 
 
+@pytest.mark.thorough
 def test_gradients_for_the_batch_and_for_what_the_objective_closes_over():
     def losses(w: Any, batch: Any) -> jax.Array:
         return (batch["data"].features @ w - batch["data"].targets) ** 2
@@ -130,6 +132,7 @@ def test_readout_is_hoisted_and_may_use_the_batch():
     assert distance(jax.jit(gradient)(0.1), expected) <= 1e-5
 
 
+@pytest.mark.thorough
 def test_defaults_have_second_derivatives_and_batches_of_problems():
     solve = bilevel.argmin(ridge, on_untrustworthy="ignore")
 
@@ -148,6 +151,7 @@ def test_defaults_have_second_derivatives_and_batches_of_problems():
 # What is reported.
 
 
+@pytest.mark.thorough
 def test_aux_is_evaluated_at_the_solution_and_differentiable():
     def objective(w: Any, x: Any, batch: Data) -> Any:
         return ridge(w, x, batch), {"product": w * x, "count": jnp.arange(2)}
@@ -185,6 +189,7 @@ def evaluate() -> Any:
     return jax.jit(bilevel.value_and_hypergradient(PROBLEM))
 
 
+@pytest.mark.thorough
 def test_everything_is_reported(evaluate: Any):
     out = evaluate(START, OUTER, BATCHES)
     inner = ridge_solution(OUTER, DATA)
@@ -205,6 +210,7 @@ def test_everything_is_reported(evaluate: Any):
     assert distance(out.memory, jnp.linalg.solve(hessian, slope)) <= 1e-6
 
 
+@pytest.mark.thorough
 def test_adjoint_is_warm_started(evaluate: Any):
     first = evaluate(START, OUTER, BATCHES, jnp.zeros(3))
     second = evaluate(first.inner, OUTER, BATCHES, first.memory)
@@ -235,6 +241,7 @@ def test_outer_aux_and_no_certificate():
     ],
     ids=["truncated", "nudged", "implicit"],
 )
+@pytest.mark.thinned(9)
 def test_estimated_error_is_that_against_the_argmin(rule: Any, max_steps: int):
     solver = DESCENT._replace(max_steps=max_steps, rtol=1e-10)
     evaluate = jax.jit(bilevel.value_and_hypergradient(PROBLEM, solver, rule))
@@ -275,6 +282,7 @@ def gradient(rule: Any, max_steps: int, mode: Any) -> jax.Array:
 
 
 @pytest.mark.parametrize(("rule", "max_steps"), BAD)
+@pytest.mark.thinned(3)
 def test_untrustworthy_gradients_warn(rule: Any, max_steps: int):
     with pytest.warns(UserWarning, match=rf"untrustworthy gradient .*{rule.name} rule"):
         loud = gradient(rule, max_steps, "warn")
@@ -282,6 +290,7 @@ def test_untrustworthy_gradients_warn(rule: Any, max_steps: int):
 
 
 @pytest.mark.parametrize(("rule", "max_steps"), BAD[:3])
+@pytest.mark.thinned(3)
 def test_untrustworthy_gradients_are_nan_on_request(rule: Any, max_steps: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -315,6 +324,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.thinned(3)
 def test_no_rule_retraces_over_100_outer_steps(name: str):
     calls = 0
 

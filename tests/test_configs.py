@@ -29,6 +29,7 @@ def test_docstring_states_the_command_and_a_figure(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.thinned(4)
 def test_config_loads_and_an_energy_based_one_takes_a_step(path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     config = load_config(path).config

@@ -59,6 +59,7 @@ def test_feedback_that_is_learned_has_the_rate_of_its_block(rules):
 
 
 @pytest.mark.parametrize("rule", ["feedback_alignment", "direct_feedback_alignment"])
+@pytest.mark.thorough
 def test_fixed_feedback_does_not_decay(rules, rule):
     first, last = trained(rules, rule, 5, name="adamw", weight_decay=0.5)
     jax.tree.map(np.testing.assert_array_equal, first.feedback, last.feedback)

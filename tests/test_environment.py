@@ -24,6 +24,7 @@ def test_environment():
         environment.check(LOCK)
 
 
+@pytest.mark.thorough
 def test_a_flag_fails_it():
     test = f"{Path(__file__).name}::test_environment"
     options = ("-q", "-n0", "-p", "no:cacheprovider")

@@ -355,17 +355,23 @@ def reference(name: str) -> Callable:
     return both
 
 
-# Not slow: default settings, and one model by a program and by a nudge.
-ALWAYS = ("linear_regression", "nnx_perceptron", "embedding_with_an_unseen_token")
+FIRST = ("nnx_perceptron", "embedding_with_an_unseen_token", "batch_norm")
+
+
+def marks_of(model: str, rule: str) -> Any:
+    """By default: one model by default settings, by a program and by a nudge."""
+    if model == "linear_regression" and rule in ("default", "unrolled", "nudged"):
+        return []
+    often = rule == "default" and model in FIRST
+    return pytest.mark.thorough if often else pytest.mark.slow
+
+
 CELLS = [
     pytest.param(
         model,
         rule,
         id=f"{model}-{rule}",
-        marks=[]
-        if (rule == "default" and model in (*ALWAYS, "batch_norm"))
-        or (model == ALWAYS[0] and rule in ("unrolled", "nudged"))
-        else pytest.mark.slow,
+        marks=marks_of(model, rule),
     )
     for model in MODELS
     for rule in RULES
@@ -406,7 +412,12 @@ def test_gradient_is_that_of_central_differences(name: str, rule: str):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name == ALWAYS[0] else pytest.mark.slow)
+        pytest.param(
+            name,
+            marks=pytest.mark.thorough
+            if name == "linear_regression"
+            else pytest.mark.slow,
+        )
         for name in MODELS
     ],
 )
@@ -419,6 +430,7 @@ def test_forward_mode_is_that_of_central_differences(name: str):
     assert distance(got, reference(name)(inner, outer)[2]) <= row.tolerance
 
 
+@pytest.mark.thorough
 def test_without_jit_and_with_other_values():
     """README's first call, eagerly, twice."""
     model = MODELS["linear_regression"]()

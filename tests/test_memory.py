@@ -37,6 +37,7 @@ def temporary_memory(function: Callable[..., object]) -> int:
 
 
 @pytest.mark.parametrize("on_untrustworthy", ["warn", "nan", "ignore"])
+@pytest.mark.thorough
 def test_the_backward_pass_of_the_default_rule_stores_a_few_vectors(
     on_untrustworthy: Literal["warn", "nan", "ignore"],
 ):

@@ -67,6 +67,7 @@ def uninterrupted() -> Any:
     return run(initial(), 12, chunk_size=4)
 
 
+@pytest.mark.thorough
 def test_is_the_loop_over_update(uninterrupted: Any):
     state, history = uninterrupted
     expected, values = initial(), []
@@ -84,6 +85,7 @@ def test_is_the_loop_over_update(uninterrupted: Any):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 100])
+@pytest.mark.thorough
 def test_chunk_size_does_not_change_bits(chunk_size: int, uninterrupted: Any):
     state, history = run(initial(), 12, chunk_size=chunk_size)
     assert_same_bits(state, uninterrupted[0])
@@ -120,6 +122,7 @@ for state in looped, scanned:
 """
 
 
+@pytest.mark.thorough
 def test_python_loop_and_scan_give_the_same_bits_on_mnist(data_dir: Path):
     # As a user has it: none of the settings of this test process.
     done = subprocess.run(
@@ -285,6 +288,7 @@ def compilations(action: Any) -> int:
     return count
 
 
+@pytest.mark.thorough
 def test_a_solver_made_anew_is_not_compiled_anew():
     def go(penalty: float, weight: float, length: int = 4) -> Any:
         problem = bilevel.Problem(

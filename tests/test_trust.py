@@ -159,6 +159,7 @@ def test_default_settings_give_1e_4_up_to_condition_1e4():
     [None, inner_solvers.newton(max_steps=4), inner_solvers.lbfgs(max_steps=4)],
     ids=["default", "newton-4-steps", "lbfgs-4-steps"],
 )
+@pytest.mark.thinned(9)
 def test_never_trusted_when_wrong_and_rarely_distrusted_when_right(
     cases, solver, dtype
 ):
@@ -204,6 +205,7 @@ SOMETIMES_RIGHT = {
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.thinned(9)
 def test_biased_rules_are_trusted_only_where_they_meet_the_argmin(name):
     steps, rule = RULES[name]
     solver = None if steps is None else scaled(1.0, steps)

@@ -48,6 +48,7 @@ def parts(name):
 
 
 @pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.thinned(3)
 def test_drives_are_those_of_the_complex_block(name):
     chain, params, state, inputs = parts(name)
     whole = jax.tree.map(lambda x: x.astype(complex), params)

@@ -65,6 +65,7 @@ def resistive():
         pytest.param(resistive, marks=pytest.mark.thorough),
     ],
 )
+@pytest.mark.thorough
 def test_passes_for_networks_of_every_kind(make):
     """Danskin's equality, the bounds and the transient on them, too."""
     network, shape = make()
@@ -82,6 +83,7 @@ def test_passes_for_networks_of_every_kind(make):
     assert left_out == (["holomorphic"] if make is resistive else [])
 
 
+@pytest.mark.thorough
 def test_a_nudged_phase_that_runs_away_is_named():
     """Of a lifted network, whose layers all move at once by their full responses."""
     chain, shape = dense(widths=(6,))
@@ -96,6 +98,7 @@ def test_a_nudged_phase_that_runs_away_is_named():
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.thorough
 def test_passes_for_a_chain(activation):
     chain, shape = dense(activation, widths=(6,))
     inputs, labels = data(shape)
@@ -120,6 +123,7 @@ def test_orders_where_errors_vanish():
     assert order((0.4, 0.1, 0.025), 2).passed
 
 
+@pytest.mark.thorough
 def test_fails_where_there_is_no_energy():
     """Feedback weights of their own: the response is not that of the energy."""
     edges = [
@@ -152,6 +156,7 @@ def of_one_layer(reduce):
 
 
 @pytest.mark.parametrize("reduce", [jnp.sum, jnp.mean])
+@pytest.mark.thorough
 def test_an_energy_that_is_a_mean_is_named(reduce):
     """E5: all other identities hold for it, with another nudge."""
     network = of_one_layer(reduce)
@@ -172,6 +177,7 @@ def test_an_energy_that_is_a_mean_is_named(reduce):
     assert name in [one.name for one in whole.checks if not one.passed]
 
 
+@pytest.mark.thorough
 def test_the_table_is_narrow_whatever_the_numbers():
     """E14: an energy that is unbounded below has numbers like 1e180."""
     total = lambda p, s, u: jnp.sum(-(s[0] ** 2) - s[0] * (u @ p))

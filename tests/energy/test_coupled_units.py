@@ -120,6 +120,7 @@ def test_rules_that_are_back_propagation(name, activation):
     "activation", [softmax, thorough(normed)], ids=lambda a: a.name
 )
 @pytest.mark.parametrize("name", NEAR)
+@pytest.mark.thinned(3)
 def test_rules_that_approach_back_propagation(name, activation):
     chain, params, inputs, labels, exact = on_chain(activation)
     grads = jax.jit(NEAR[name](chain))(params, inputs, labels)[1]
@@ -266,6 +267,7 @@ ON_ENERGIES = {
 
 @pytest.mark.parametrize("name", ON_ENERGIES)
 @pytest.mark.parametrize("kind", ["output", thorough("hidden"), thorough("skipping")])
+@pytest.mark.thinned(3)
 def test_rules_of_energies(kind, name):
     network, params, inputs, targets, exact = on_energy(kind, softmax)
     grads = jax.jit(ON_ENERGIES[name](network))(params, inputs, targets)[1]
@@ -284,6 +286,7 @@ def test_rules_of_energies(kind, name):
     ],
     ids=lambda x: getattr(x, "name", x),
 )
+@pytest.mark.thinned(9)
 def test_recurrent_back_propagation_of_other_energies(kind, activation):
     """Conjugates of one number for each example, and bounds that couple."""
     network, params, inputs, targets, exact = on_energy(kind, activation)

@@ -64,6 +64,7 @@ def test_targets_of_exact_inverses_are_those_of_gauss_and_newton(rate):
 
 @pytest.mark.parametrize("rate", [0.01, 1.0])
 @pytest.mark.parametrize("make", [dense, convolutional])
+@pytest.mark.thinned(3)
 def test_the_last_two_blocks_have_their_true_gradients(make, rate):
     network, shape = make()
     inputs, labels = data(shape)
@@ -116,6 +117,7 @@ def test_gradients_are_the_published_ones():
     assert relative_error(grads.feedback[0], expected) < 1e-13
 
 
+@pytest.mark.thorough
 def test_the_noise_has_its_standard_deviation():
     """In the mean it adds noise^2 W^T (W V - 1) to the inverse's gradient."""
     rule, network, params = linear(3)
@@ -136,6 +138,7 @@ def test_the_noise_has_its_standard_deviation():
     assert np.linalg.norm(expected) / np.linalg.norm(spread) > 20
 
 
+@pytest.mark.thorough
 def test_inverses_are_learned():
     """Of a linear block, the inverse itself; the reconstruction comes for free."""
     _, network, exact = linear(3)

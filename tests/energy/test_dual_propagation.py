@@ -36,6 +36,7 @@ def errors(network, shape, betas, cost, **options):
 @pytest.mark.parametrize("cost", [energy.squared_error(), energy.cross_entropy()])
 @pytest.mark.parametrize("make", [dense, convolutional])
 @pytest.mark.parametrize(("alpha", "order"), [(0.0, 1), (0.5, 2), (1.0, 1), (0.3, 1)])
+@pytest.mark.thinned(8)
 def test_order_of_the_error(make, alpha, order, cost):
     network, shape = make()
     betas = 0.02 * 0.5 ** np.arange(4)
@@ -46,6 +47,7 @@ def test_order_of_the_error(make, alpha, order, cost):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.thorough
 def test_order_of_the_original_rule(alpha):
     network, shape = dense()
     betas = 0.02 * 0.5 ** np.arange(4)
@@ -60,6 +62,7 @@ def test_order_of_the_original_rule(alpha):
 @pytest.mark.parametrize("activation", ["relu", "hard_sigmoid", "leaky_relu"])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.7, 1.0])
 @pytest.mark.parametrize("make", [dense, convolutional])
+@pytest.mark.thinned(4)
 def test_exact_for_piecewise_linear_activations(make, alpha, activation):
     """As long as no unit crosses a kink, and no maximum moves."""
     network, shape = make(activation)
@@ -67,6 +70,7 @@ def test_exact_for_piecewise_linear_activations(make, alpha, activation):
     assert error < 1e-8
 
 
+@pytest.mark.thorough
 def test_average_pooling():
     def network(activation):
         pool = lambda s: linen.avg_pool(s, (2, 2), (2, 2))
@@ -113,6 +117,7 @@ def dyads(params, inputs, labels, *, alpha, beta, original, f, proximal=False):
 @pytest.mark.parametrize(
     ("alpha", "beta"), list(itertools.product([0.0, 0.25, 0.5, 1.0], [0.01, 1.0]))
 )
+@pytest.mark.thinned(3)
 def test_is_the_published_backward_sweep(alpha, beta, original):
     network, shape = dense()
     inputs, labels = data(shape)

@@ -97,6 +97,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.thinned(9)
 def test_orders_of_the_errors(name):
     _, args, (_, exact) = problem(name)
     network, kinds = settled(name), KINDS[name]
@@ -167,6 +168,7 @@ def test_recurrent_back_propagation_of_asymmetric_weights():
     assert relative_error(exact, expected) < 1e-9
 
 
+@pytest.mark.thorough
 def test_recurrent_back_propagation_tolerates_what_it_says():
     """A part of the state: its distance from the settled one, or its last movement."""
     network, args, _ = problem("dense")
@@ -234,6 +236,7 @@ def test_random_sign_is_one_of_the_two():
     assert 4 < sum(seen) < 16
 
 
+@pytest.mark.thorough
 def test_few_nudged_sweeps_are_truncated_back_propagation_through_time():
     """From a settled state K of them, each synchronous: for every K."""
     network, args, found = settled("dense"), problem("dense")[1], {}

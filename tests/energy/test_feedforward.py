@@ -58,6 +58,7 @@ def test_init_depends_on_the_key_alone():
     assert not jnp.array_equal(first[1]["kernel"], first[2]["kernel"])
 
 
+@pytest.mark.thorough
 def test_layers_of_nnx_come_in_by_the_bridge():
     blocks = [
         nnx.bridge.to_linen(nnx.Conv, 2, 3, (3, 3), param_dtype=jnp.float64),

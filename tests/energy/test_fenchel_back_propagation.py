@@ -22,6 +22,7 @@ def gradient(make_rule, network, shape, **options):
 
 @pytest.mark.parametrize("beta", [0.01, 1.0])
 @pytest.mark.parametrize("make", [dense, convolutional])
+@pytest.mark.thinned(3)
 def test_with_equal_betas_is_dual_propagation(make, beta):
     found = gradient(fenchel_back_propagation, *make(), betas=beta)
     expected = gradient(energy.dual_propagation, *make(), alpha=0.0, beta=beta)

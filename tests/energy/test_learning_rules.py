@@ -105,6 +105,7 @@ def test_without_jit_it_is_the_same(name):
 
 
 @pytest.mark.parametrize("name", ON_CHAINS)
+@pytest.mark.thinned(4)
 def test_convolutions_and_pooling(name):
     chain, shape = convolutional()
     inputs, labels = data(shape)
@@ -140,6 +141,7 @@ NARROW = [
 
 
 @pytest.mark.parametrize(("name", "dtype"), NARROW)
+@pytest.mark.thinned(8)
 def test_narrow_types(name, dtype):
     chain, shape = dense(widths=(6,))
     inputs, labels = data(shape)
@@ -158,6 +160,7 @@ def test_narrow_types(name, dtype):
 
 
 @pytest.mark.parametrize("name", [*ON_CHAINS, "equilibrium_propagation"])
+@pytest.mark.thinned(4)
 def test_learns_digits(name):
     """A hundred steps of Adam; a network that does not learn stays at 10 %."""
     digits = load_digits(0)

@@ -29,6 +29,7 @@ exact = functools.partial(gradient, energy.back_propagation)
 @pytest.mark.parametrize("original", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("make", [dense, convolutional])
+@pytest.mark.thinned(8)
 def test_one_backward_pass_is_the_one_sweep_rule(make, alpha, original):
     for beta in (0.05, 2.0):
         options = {"alpha": alpha, "beta": beta}
@@ -41,6 +42,7 @@ def test_one_backward_pass_is_the_one_sweep_rule(make, alpha, original):
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.thinned(4)
 def test_a_fixed_point_of_the_one_sided_rules(order, alpha):
     """sbar = f(a) whatever the feedback: enough passes of any order are one sweep."""
     options = {"alpha": alpha, "beta": 1.0}
@@ -65,6 +67,7 @@ def test_forward_passes_below_the_depth_do_not_reach_the_first_layer(num_passes)
 @pytest.mark.parametrize(
     ("order", "num_passes"), [("forward", 3), ("odd_even", 3), ("backward", 8)]
 )
+@pytest.mark.thinned(9)
 def test_schedules_differ_at_second_order(order, num_passes):
     """For alpha = 1/2; so does the rule from back-propagation."""
     betas = 0.1 * 0.5 ** np.arange(3)
@@ -80,6 +83,7 @@ def test_schedules_differ_at_second_order(order, num_passes):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("activation", ["relu", "hard_sigmoid"])
+@pytest.mark.thinned(4)
 def test_exact_for_piecewise_linear_activations(activation, order):
     """As long as no unit crosses a kink."""
     options = {"beta": 1e-6, "order": order, "num_passes": 4}
@@ -88,6 +92,7 @@ def test_exact_for_piecewise_linear_activations(activation, order):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.thorough
 def test_the_original_rule_gets_worse_with_passes(alpha):
     """Feedback leaks upward at first order, which one sweep sees only in part."""
     expected = exact(*dense())
@@ -109,6 +114,7 @@ def wide(factor=2.0):
     return network, params, inputs, labels
 
 
+@pytest.mark.thorough
 def test_stability():
     """The transposed rule stays where it is, the original does not; damping settles."""
     network, params, inputs, labels = wide()
@@ -140,6 +146,7 @@ def test_stability():
     assert size == pytest.approx(spread(60)[0], rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_damped_states_are_the_published_ones():
     """Two passes over layers with the damping of their kernels' spectral norms."""
     network, params, inputs, labels = wide()
@@ -167,6 +174,7 @@ def test_damped_states_are_the_published_ones():
     assert relative_error(found, list(zip(plus, minus, strict=True))) < 1e-6
 
 
+@pytest.mark.thorough
 def test_the_maxima_are_those_of_the_mean_state():
     """Features in pairs, of which the larger goes up; at s+ it would be another one."""
     alpha, beta, num_passes = 0.5, 5.0, 2  # after 3 the two would agree again
@@ -226,6 +234,7 @@ def test_the_output_is_nudged_from_its_forward_prediction():
     assert float(jnp.max(jnp.abs(a - aux.outputs))) > 1e-3
 
 
+@pytest.mark.thorough
 def test_damped_passes_over_convolutions_in_narrow_types():
     """The loop keeps the states' type; damping without an excess norm does nothing."""
     network, shape = convolutional("relu")
@@ -242,6 +251,7 @@ def test_damped_passes_over_convolutions_in_narrow_types():
     assert relative_error(found[1], found[0]) < 1e-6
 
 
+@pytest.mark.thorough
 def test_what_aux_tells():
     network, shape = dense()
     inputs, labels = data(shape)
@@ -269,6 +279,7 @@ def test_what_aux_tells():
     np.testing.assert_allclose(np.array(displacement), (2 * squares / count) ** 0.5)
 
 
+@pytest.mark.thorough
 def test_has_not_converged_while_feedback_is_on_its_way():
     """With small weights what arrives is small beside the upper layers' feedback."""
     network, shape = dense(widths=(16, 14, 12))
@@ -327,6 +338,7 @@ def kernels_of(beta, **options):
     return [one["kernel"] for one in grads], aux.state[-1]
 
 
+@pytest.mark.thorough
 def test_damped_visits_are_in_the_published_order():
     """E2: 4 layers, 3 passes; the last visit of layer 1 stands at the end."""
     _, params, _, _ = wide(1.5)
@@ -342,6 +354,7 @@ def test_damped_visits_are_in_the_published_order():
 
 
 @pytest.mark.parametrize("order", ["backward", "forward_backward"])
+@pytest.mark.thorough
 def test_the_original_rule_takes_the_cost_at_every_visit(order):
     """E3: as in the released code; "original" takes it at the forward outputs."""
     back = {"backward": [4, 3, 2, 1], "forward_backward": [1, 2, 3, 4, 3, 2, 1]}[order]

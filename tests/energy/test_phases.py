@@ -39,6 +39,7 @@ def aux_of(rule, params, inputs, labels, dtype=None):
         (jnp.bfloat16, 1e-3, False),
     ],
 )
+@pytest.mark.thinned(3)
 def test_a_nudge_below_rounding_is_no_nudge(dtype, beta, expected):
     network, *args = hopfield("hard_sigmoid", 8, 2)
     settle = relaxations.sweeps(60)
@@ -65,6 +66,7 @@ RELAXED = {
 
 
 @pytest.mark.parametrize("name", [*RELAXED, "implicit"])
+@pytest.mark.thinned(3)
 def test_nan_in_an_input_is_nan_in_the_value(name):
     """E6: a loop that a NaN ends before the outputs have seen it."""
     network, params, inputs, labels = hopfield("hard_sigmoid", 6, 3)
@@ -85,6 +87,7 @@ def test_nan_in_an_input_is_nan_in_the_value(name):
 @pytest.mark.parametrize(
     ("symmetric", "expected"), [(True, True), (False, False), (None, None)]
 )
+@pytest.mark.thinned(3)
 def test_asymmetric_weights_are_said_to_be_biased(symmetric, expected):
     """E7: the phases converge, and their contrast is no gradient."""
     edges = [("inputs", "h", linen.Dense(5)), ("h", "o", linen.Dense(3))]
@@ -200,6 +203,7 @@ def test_a_nudge_in_an_array_is_checked_where_its_value_is_known():
     assert not converged(2.0)  # at a saddle, where nothing moves
 
 
+@pytest.mark.thorough
 def test_an_adjoint_that_was_not_solved_has_not_converged():
     network, *args = hopfield("tanh", 8, 2, scale=0.8)
     solver = energy.state_solver(network, max_steps=300)
@@ -212,6 +216,7 @@ def test_an_adjoint_that_was_not_solved_has_not_converged():
 
 
 @pytest.mark.parametrize(("num_sweeps", "expected"), [(3, False), (40, True)])
+@pytest.mark.thorough
 def test_a_layer_that_the_nudge_has_not_reached(num_sweeps, expected):
     network, *args = hopfield("tanh", 16, 16, 16, 16, 3, scale=0.2)
     rule = energy.equilibrium_propagation(
@@ -228,6 +233,7 @@ def test_a_layer_that_the_nudge_has_not_reached(num_sweeps, expected):
 
 
 @pytest.mark.parametrize("which", ["equilibrium", "recurrent", "implicit"])
+@pytest.mark.thinned(3)
 def test_from_a_kept_state_fewer_sweeps_lead_to_the_same(which):
     """In a loop: the last pass's states of the same examples, after a step."""
     network, params, inputs, labels = hopfield("hard_sigmoid", 8, 6, 3, scale=0.6)
@@ -279,6 +285,7 @@ def test_truncated_back_propagation_says_when_the_state_has_settled():
         assert bool(aux_of(rule, *args).converged) is expected
 
 
+@pytest.mark.thorough
 def test_a_solver_that_goes_out_of_bounds_has_not_converged():
     network, params, inputs, labels = hopfield("hard_sigmoid", 8, 2, scale=0.5)
 
@@ -339,6 +346,7 @@ def test_bounds_of_an_entry_that_is_not_there():
 
 
 @pytest.mark.parametrize("which", ["positive", "coupled", "lpom", "predictive"])
+@pytest.mark.thinned(3)
 def test_a_traced_nudge_that_is_none_has_not_converged(which):
     network, params, inputs, labels = hopfield("tanh", 8, 2)
     chain = energy.feedforward([linen.Dense(8), linen.Dense(2)], "tanh")
@@ -389,6 +397,7 @@ def test_a_state_in_a_state_is_refused():
         networks.base.keys_of({"a": {"b": jnp.zeros(2)}})
 
 
+@pytest.mark.thorough
 def test_a_resistive_network_of_unsigned_images():
     network = networks.resistive([5, 4, 2])
     images = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5) * 25
@@ -429,6 +438,7 @@ def test_holomorphic_rules_look_at_cost_and_outputs():
         )
 
 
+@pytest.mark.thorough
 def test_anderson_in_half_precision():
     network, *args = hopfield("tanh", 8, 2)
     rule = energy.equilibrium_propagation(network, COST, relaxations.anderson(20))

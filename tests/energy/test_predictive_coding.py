@@ -177,6 +177,7 @@ def test_incremental_predictive_coding_says_whether_it_descends(scale, expected)
 
 
 @pytest.mark.parametrize("activation", ["relu", "hard_sigmoid", "tanh"])
+@pytest.mark.thinned(3)
 def test_lpom_is_the_published_descent(activation):
     """Proximal steps, of which those with tanh go a part of the way."""
     f = {
@@ -220,6 +221,7 @@ def test_lpom_is_the_published_descent(activation):
 
 
 @pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.thorough
 def test_lpom_with_pooling_approaches_back_propagation(seed):
     """With the norm of the first example's maxima it swings, and seems to settle."""
     init = linen.initializers.variance_scaling(1.0, "fan_in", "normal")

@@ -193,6 +193,7 @@ def deep(num_blocks, counts):
 
 
 @pytest.mark.parametrize("order", ["forward", "even_odd", "forward_backward"])
+@pytest.mark.thinned(9)
 def test_a_sweep_traces_every_layer_once(order):
     """E9: the number of calls of blocks, and of lines of the program."""
     calls, lines = [], []

@@ -27,6 +27,7 @@ def exact_gradient(network, params, inputs, labels):
 
 @pytest.mark.parametrize("make", [dense, convolutional])
 @pytest.mark.parametrize("rule", [energy.feedback_alignment, energy.kolen_pollack])
+@pytest.mark.thinned(3)
 def test_with_the_blocks_own_weights_it_is_back_propagation(rule, make):
     network, shape = make()
     inputs, labels = data(shape)
@@ -60,6 +61,7 @@ def test_fixed_feedback_gets_no_gradient_and_the_top_block_the_true_one():
     assert relative_error(grads.forward[0], expected[0]) > 0.1
 
 
+@pytest.mark.thorough
 def test_kolen_pollack_weights_meet_at_the_published_rate():
     """W_t - B_t = (1 - rate * decay)^t (W_0 - B_0) under SGD."""
     rate, decay, num_steps = 0.1, 0.05, 20

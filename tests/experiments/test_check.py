@@ -83,6 +83,7 @@ def files_of(folder):
 # -- a finished run -------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_sealed(finished):
     report = check(finished)
     assert report == ({}, [], {}, True, finished)

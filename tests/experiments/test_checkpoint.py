@@ -221,6 +221,7 @@ def test_one_step_of_several(folder):
 
 
 @pytest.mark.parametrize("kind", ["flip", "truncate", "remove"])
+@pytest.mark.thinned(3)
 def test_every_damage_is_found_and_the_file_named(saved, tmp_path, kind):
     folder, states = saved
     files = [one for one in (folder / "10").rglob("*") if one.is_file()]
@@ -359,6 +360,7 @@ def test_step_without_checksums_counts_as_unsaved(copied, tmp_path):
         assert checkpoints.save(10, states[10])
 
 
+@pytest.mark.thorough
 def test_disk_full(folder):
     """A write that the system refuses: what was saved before stays the last word."""
     code = """
@@ -397,6 +399,7 @@ def test_remnants_of_a_killed_save_are_removed(copied):
     assert not remnant.exists()
 
 
+@pytest.mark.thorough
 def test_logging_of_the_program_is_unchanged(folder):
     code = """
 import logging, pathlib, sys
@@ -416,6 +419,7 @@ assert (list(logging.getLogger().handlers), logging.getLogger().level) == before
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.thorough
 def test_restores_to_the_sharding_of_the_template(folder):
     code = """
 import pathlib, sys

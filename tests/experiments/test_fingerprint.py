@@ -198,6 +198,7 @@ def problems_with(**variables):
     return ast.literal_eval(done.stdout)
 
 
+@pytest.mark.thorough
 def test_problems_name_the_flag_that_changes_numbers():
     found, _ = problems_with(JAX_THREEFRY_PARTITIONABLE="0")
     moved = "jax_threefry_partitionable is False, was True"
@@ -233,6 +234,7 @@ def kernels(here):
     }
 
 
+@pytest.mark.thorough
 def test_problems_name_x64_and_the_kernels_of_numpy():
     here = host_numerics.record()
     chosen = kernels(here)

@@ -187,6 +187,7 @@ def test_an_address_is_refused_in_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_home_is_expanded(tmp_path, monkeypatch, capsys):
     """A shell does not, in `--workdir=~/a`."""
     home, here = tmp_path / "home", tmp_path / "here"

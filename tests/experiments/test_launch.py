@@ -156,6 +156,7 @@ def test_config_and_run_reach_main(start, folder):
     assert (folder / "a" / "summary.json").exists()
 
 
+@pytest.mark.thorough
 def test_without_workdir_every_start_is_a_new_folder(start, folder):
     for _ in range(3):
         assert start(finishing)[0] == 0
@@ -308,6 +309,7 @@ def test_strict_env_without_a_lock(start):
     assert said.startswith("error: --strict_env: there is no requirements.lock above")
 
 
+@pytest.mark.thorough
 def test_what_changed_since_the_last_start_is_said(start, monkeypatch):
     start(lambda config, run: None, "--workdir=a")
     monkeypatch.setenv("NPROC", "7")
@@ -317,6 +319,7 @@ def test_what_changed_since_the_last_start_is_said(start, monkeypatch):
     assert f"since the run was started last:\n  threads: {threads} -> 7\n" in said
 
 
+@pytest.mark.thorough
 def test_stop_after_and_go_on(start, folder):
     def main(config, run):
         state, first = run.restore({"x": jnp.zeros(())}) or ({"x": jnp.zeros(())}, 0)
@@ -365,6 +368,7 @@ def test_a_secret_of_the_configuration_is_warned_of(folder, capsys):
     assert only.command["argv"][-1] == "--cfg.api_key=(left out)"
 
 
+@pytest.mark.thorough
 def test_interrupt_after_going_back_does_not_go_back_again(start):
     def main(config, run):
         run.restore({"x": jnp.ones(2)})
@@ -385,6 +389,7 @@ def test_main_that_does_not_finish(start):
     assert "main returned before finish; the run in a is resumed by\n" in said
 
 
+@pytest.mark.thorough
 def test_interrupt_prints_the_command_that_resumes(start):
     def main(config, run):
         run.save(3, {"x": jnp.ones(2)}, force=True)
@@ -539,6 +544,7 @@ def run_program(program):
         yield started
 
 
+@pytest.mark.thorough
 def test_killed_run_resumes_to_the_same_bits(program, run_program):
     arguments = ["--save_every=3", "--cfg.rate=0.05"]
     whole = run_program(*arguments, "--workdir=whole")
@@ -596,6 +602,7 @@ def test_help_shows_every_value(program, run_program):
         *(pytest.param(*one, marks=pytest.mark.thorough) for one in CODES.items()),
     ],
 )
+@pytest.mark.thorough
 def test_interrupted_program(program, run_program, name, expected):
     process = run_program(SECONDS_PER_STEP="0.1")
     process.wait_for(lambda: list((program / "runs").glob("*/metrics.jsonl")))
@@ -610,6 +617,7 @@ def test_interrupted_program(program, run_program, name, expected):
     assert "Traceback" not in said
 
 
+@pytest.mark.thorough
 def test_deterministic_computes_with_one_thread(program, run_program):
     (program / "walk.py").write_text(
         PROGRAM.replace(

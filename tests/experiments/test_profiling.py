@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import bilevel
 from bilevel import hypergradients, inner_solvers
@@ -55,6 +56,7 @@ def test_outermost_scope_counts():
     assert scope_of("jit(f)/my_inner_solve/mul") == ""
 
 
+@pytest.mark.thorough
 def test_scopes_are_in_the_compiled_program():
     """Through value_and_hypergradient and through jax.grad."""
     problem = bilevel.Problem(
@@ -83,6 +85,7 @@ def test_scopes_are_in_the_compiled_program():
         assert {"inner_solve", "adjoint"} <= set(map(profiling.scope_of, names))
 
 
+@pytest.mark.thorough
 def test_profile_of_a_program(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(

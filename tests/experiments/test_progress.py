@@ -109,6 +109,7 @@ with progress("soba", clock=clock) as show:
 """
 
 
+@pytest.mark.thorough
 def test_live_plot_in_a_notebook():
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

@@ -145,6 +145,7 @@ def test_bit_identical(again, recorded):
     assert f"config.py.txt, sha256 {digest}: config.py of the clone\n" in said
 
 
+@pytest.mark.thorough
 def test_another_seed(again):
     code, said = again("--steps=1", "--cfg.seed=1")
     assert code == 1
@@ -152,6 +153,7 @@ def test_another_seed(again):
     assert "likely cause, the likeliest first:\n  config seed: 0 -> 1\n" in said
 
 
+@pytest.mark.thorough
 def test_other_data_and_other_threads(again, recorded):
     (recorded / "other").mkdir(exist_ok=True)
     (recorded / "other" / "data.txt").write_text("1\n2\n4\n")
@@ -161,6 +163,7 @@ def test_other_data_and_other_threads(again, recorded):
     assert "\n  threads: 1 -> 3\n" in said
 
 
+@pytest.mark.thorough
 def test_other_code(again, recorded):
     path = recorded / "clone" / "programs" / "walk.py"
     path.write_text(PROGRAM.replace("0.9", "0.8"))
@@ -174,6 +177,7 @@ def test_other_code(again, recorded):
     assert " with changes\n" in said
 
 
+@pytest.mark.thorough
 def test_other_package_and_threads_but_the_same_bits(again, recorded):
     """As if the record came from a machine with another jax."""
     shutil.copytree(recorded / "run", recorded / "older", dirs_exist_ok=True)
@@ -223,6 +227,7 @@ def test_results_are_compared_but_for_times(recorded, tmp_path):
         assert reproduce.compare(record, load_run(other)).first_difference == expected
 
 
+@pytest.mark.thorough
 def test_program_that_fails(again, recorded):
     code, said = again(data="nowhere")
     assert code == 2

@@ -362,6 +362,7 @@ def test_arrays_of_64_bits_are_told_apart(folder):
     assert json.loads((folder / "data.json").read_text())["ids"]["dtype"] == "int64"
 
 
+@pytest.mark.thorough
 def test_two_processes(folder):
     code = """
 import sys

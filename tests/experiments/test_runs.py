@@ -74,6 +74,7 @@ def test_mistakes(folder, tmp_path, capsys):
         runs.collect(tmp_path, "loss")
 
 
+@pytest.mark.thorough
 def test_environment_command(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     golden = tmp_path / "golden.json"

@@ -25,6 +25,7 @@ def notebook(cells, monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython", module)
 
 
+@pytest.mark.thorough
 def test_start_is_recorded_and_resumed(tmp_path, capsys):
     folder = tmp_path / "a"
     with start_run(CFG, folder, save_every=7, data_dir=tmp_path) as run:
@@ -98,6 +99,7 @@ def test_log_and_figure(tmp_path):
     assert (tmp_path / "a" / "figures" / "metrics.png").exists()
 
 
+@pytest.mark.thorough
 def test_program_is_that_of_the_script(tmp_path):
     program = tmp_path / "script.py"
     program.write_text(SCRIPT)

@@ -62,6 +62,7 @@ def whole(tmp_path_factory):
     return trained(folder), folder
 
 
+@pytest.mark.thorough
 def test_every_step_is_logged_with_its_info(whole):
     state, folder = whole
     assert int(state.step) == 7
@@ -71,6 +72,7 @@ def test_every_step_is_logged_with_its_info(whole):
     assert {"value", "gradient_norm", "inner_steps"} <= rows[0].keys()
 
 
+@pytest.mark.thorough
 def test_the_first_the_best_and_the_last_are_kept(whole, folder):
     trained(folder, save_every=2)
     values = [row["value"] for row in lines(folder)]
@@ -83,6 +85,7 @@ def test_the_first_the_best_and_the_last_are_kept(whole, folder):
 
 
 @pytest.mark.parametrize(("stop", "chunk_size"), [(2, 2), (4, 2), (6, 2), (3, 1)])
+@pytest.mark.thinned(3)
 def test_resumed_run_has_the_same_bits(whole, folder, stop, chunk_size):
     with pytest.raises(StoppedAfter):
         trained(folder, chunk_size=chunk_size, save_every=1, stop_after=stop)

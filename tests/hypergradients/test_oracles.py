@@ -82,6 +82,7 @@ SOLVERS = {
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.thinned(3)
 def test_implicit_is_exact_with_every_solver(name: str, closed_form: jax.Array):
     assert distance(hypergradient(implicit(), SOLVERS[name]), closed_form) <= 1e-8
 
@@ -96,6 +97,7 @@ def test_implicit_is_exact_with_every_solver(name: str, closed_form: jax.Array):
         (linear_solvers.cg(rtol=1e-12), "gradient_descent"),
     ],
 )
+@pytest.mark.thinned(3)
 def test_implicit_is_exact_with_every_linear_solver(
     linear: Any, name: str, closed_form: jax.Array
 ):
@@ -122,6 +124,7 @@ def test_centred_nudges_of_a_quadratic_are_exact(rule: Any, closed_form: jax.Arr
     assert distance(hypergradient(rule), closed_form) <= 1e-8
 
 
+@pytest.mark.thorough
 def test_unrolled_and_its_memory_modes_agree_long_before_convergence():
     short = DESCENT._replace(max_steps=7)
 
@@ -241,6 +244,7 @@ def nudged_errors(
     ],
     ids=["one-sided", "centred", "one-sided, Richardson", "centred, Richardson"],
 )
+@pytest.mark.thinned(9)
 def test_order_of_the_nudge(
     settings: dict, order: int, margin: float, linearised: bool, state: jax.Array
 ):
@@ -248,6 +252,7 @@ def test_order_of_the_nudge(
     assert abs(slope(BETAS, errors) - order) <= margin
 
 
+@pytest.mark.thorough
 def test_normalised_nudges_are_linear_in_the_loss():
     def scaled(size: float, **settings: Any) -> jax.Array:
         return (
@@ -321,6 +326,7 @@ def test_one_step_error_falls_like_the_power_of_the_steps_in_its_map(
     )
 
 
+@pytest.mark.thorough
 def test_truncated_from_the_minimiser_is_the_neumann_series(state: jax.Array):
     for num_terms in (1, 4):
         solver = DESCENT._replace(max_steps=80 + num_terms)
@@ -343,6 +349,7 @@ def test_one_step_of_gradient_descent_replaces_the_inverse_by_the_step_size(
     assert distance(hypergradient(one_step(), objective=curved), expected) <= 1e-12
 
 
+@pytest.mark.thorough
 def test_implicit_against_central_differences(state: jax.Array):
     got = hypergradient(implicit(), inner_solvers.newton(), curved)
     size = 1e-4
@@ -396,6 +403,7 @@ def test_value_function_bounds_the_outer_objective(state: jax.Array):
     np.testing.assert_allclose(gaps[0] / gaps[1], 2, rtol=0.05)
 
 
+@pytest.mark.thorough
 def test_difference_of_nudged_states_is_the_adjoint(state: jax.Array):
     problem = bilevel.Problem(curved, readout)
     out = jax.jit(bilevel.value_and_hypergradient(problem, certify=False))(
@@ -469,6 +477,7 @@ TANH = inner_solvers.closed_form(
 )
 
 
+@pytest.mark.thorough
 def test_tanh_has_the_published_errors():
     x, g = jnp.array([0.3]), jnp.array([0.7])
     exact = float(1.7 * (1 - jnp.tanh(0.51) ** 2) * 0.7)

@@ -152,6 +152,7 @@ def watched(row: Row) -> Row:
     return row._replace(solver=row.solver._replace(rtol=1e-11))
 
 
+@pytest.mark.thorough
 def test_leaves_that_differ_with_everything_reported():
     problem = bilevel.Problem(uneven, uneven_readout)
     evaluate = jax.jit(bilevel.value_and_hypergradient(problem))
@@ -216,6 +217,7 @@ def without_the_leaf(row: Row, inverse: Any) -> jax.Array:
 
 
 @main_rows
+@pytest.mark.thinned(3)
 def test_a_leaf_that_the_inner_objective_does_not_use(row: Row):
     """Every value of it is a minimiser: it stays, and its derivative in x is 0.
 
@@ -241,6 +243,7 @@ def test_a_leaf_that_the_inner_objective_does_not_use(row: Row):
         assert error <= max(row.tolerance, 1e-8)
 
 
+@pytest.mark.thorough
 def test_a_damped_adjoint_is_trusted_where_a_leaf_is_unused():
     """What is promised then is the damped derivative, -J' (H + damping I)^-1 v."""
     damping = 1e-2
@@ -276,6 +279,7 @@ CASES = {"saddle": (1.0, 1.5, 1.0), "flat": (0.0, 8.0, 12.0)}
 
 
 @rows(["implicit, CG", "nudged, centred", "unrolled"])
+@pytest.mark.thinned(3)
 def test_a_saddle_and_a_flat_outer_objective_are_not_trusted(row: Row):
     """Right or NaN: at w = 0 the gradient of the well is 0 by symmetry; on the slope an
     unfinished solve stops where F is flat."""
@@ -308,6 +312,7 @@ def test_a_saddle_and_a_flat_outer_objective_are_not_trusted(row: Row):
 
 
 @pytest.mark.parametrize("name", ["default", *CASES])
+@pytest.mark.thinned(3)
 def test_no_saddle_and_no_flat_outer_objective_is_reported_as_trusted(name: str):
     batch, x, expected = CASES["saddle" if name == "default" else name]
     solver = None if name == "default" else UNFINISHED
@@ -319,6 +324,7 @@ def test_no_saddle_and_no_flat_outer_objective_is_reported_as_trusted(name: str)
     assert right or not bool(np.asarray(out.info.trustworthy) == 1)
 
 
+@pytest.mark.thorough
 def test_a_network_of_zeros():
     """Two tanh units that start alike: by symmetry a stationary point, no minimum."""
     inputs = jnp.linspace(-1.5, 1.5, 8)

@@ -110,6 +110,7 @@ def test_reaches_the_solution_and_reports_the_truth(solver: Any, tolerance: floa
     "solver",
     [pytest.param(row[1], id=row[0]) for row in ROWS if not row[1].closed_form],
 )
+@pytest.mark.thinned(3)
 def test_cap_is_reported(solver: Any):
     inner, info = jax.jit(solve(solver._replace(max_steps=1)))(START, OUTER, DATA)
     assert int(info.num_steps) == 1
@@ -121,6 +122,7 @@ def test_cap_is_reported(solver: Any):
 
 
 @every_solver
+@pytest.mark.thinned(3)
 def test_vmap_equals_loop(solver: Any, tolerance: float):
     outers = jnp.stack([OUTER, OUTER + 0.3, OUTER - 0.3])
     data = jax.tree.map(lambda *x: jnp.stack(x), *[ridge_data(s) for s in range(3)])
@@ -140,6 +142,7 @@ def test_vmap_equals_loop(solver: Any, tolerance: float):
 @pytest.mark.parametrize(
     ("dtype", "accuracy"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05)]
 )
+@pytest.mark.thinned(9)
 def test_narrow_types(solver: Any, tolerance: float, dtype: Any, accuracy: float):
     start, outer, data = jax.tree.map(lambda x: x.astype(dtype), (START, OUTER, DATA))
     inner, info = jax.jit(solve(solver))(start, outer, data)

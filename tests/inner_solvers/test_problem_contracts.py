@@ -94,7 +94,9 @@ def of_small_leaves(w: Any, x: Any, batch: Any) -> jax.Array:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name == "sgd" else pytest.mark.slow)
+        pytest.param(
+            name, marks=pytest.mark.thorough if name == "sgd" else pytest.mark.slow
+        )
         for name in ROWS
     ],
 )

@@ -86,6 +86,7 @@ def test_solves_trees_and_reports_the_true_residual(factory: Callable):
 
 
 @every_solver
+@pytest.mark.thinned(9)
 def test_jit_equals_eager_and_vmap_equals_loop(factory: Callable):
     solver = factory(2.0)
     matrices = jnp.stack([positive_definite(seed, 4.0) for seed in range(3)])

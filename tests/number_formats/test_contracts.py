@@ -63,6 +63,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.thinned(3)
 def test_stochastic_rounding_is_right_in_the_mean(name):
     fmt = number_formats.by_name(name)
     levels, num = fmt.levels(), 40_000

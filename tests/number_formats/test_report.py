@@ -15,6 +15,7 @@ def test_best_scale_of_three_values():
     assert found == pytest.approx(2.6 / 3, rel=1e-2)
 
 
+@pytest.mark.thorough
 def test_report_on_normal_values():
     """SQNR at the best scale, as measured for the reference; in dB."""
     weights = np.random.default_rng(0).normal(size=50_000)

@@ -129,6 +129,7 @@ def test_as_released_ignores_small_gradients():
 @pytest.mark.parametrize("levels", [BINARY, UNEVEN, POSIT], ids=lambda f: f.name)
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 @pytest.mark.parametrize(("rho", "alpha"), [(4.0, 0.1), (100.0, 0.05)])
+@pytest.mark.thinned(3)
 def test_adaste_gradient_is_the_finite_difference_across_the_boundary(
     levels, floor, rho, alpha
 ):
@@ -152,6 +153,7 @@ def test_adaste_gradient_is_the_finite_difference_across_the_boundary(
 @pytest.mark.parametrize("levels", [BINARY, UNEVEN, POSIT], ids=lambda f: f.name)
 @pytest.mark.parametrize("floor", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("rho", "alpha"), [(4.0, 0.1), (100.0, 0.05)])
+@pytest.mark.thinned(4)
 def test_centred_adaste_is_the_difference_across_the_nearest_boundary(
     levels, floor, rho, alpha
 ):

@@ -36,6 +36,7 @@ def kernels(tree):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thinned(4)
 def test_leaves_that_are_not_alike(name):
     q = QUANTIZERS[name]
     latent, state = quantized.init(q, PARAMS, key=KEY)
@@ -63,6 +64,7 @@ def test_leaves_that_are_not_alike(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thinned(4)
 def test_eager_and_other_values(name):
     q = QUANTIZERS[name]
     key = KEY if "drawn" in name or name == "bayesbinn" else None

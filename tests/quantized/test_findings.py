@@ -112,6 +112,7 @@ def test_q7_a_state_knows_its_quantiser():
     )
 
 
+@pytest.mark.thorough
 def test_q9_the_gradient_of_a_scale_does_not_shrink_with_the_batch():
     """Of a mean loss: of one example, and of the same many times."""
     q = quantized.lsq(number_formats.affine(8, signed=False))
@@ -198,6 +199,7 @@ def test_q6_scales_of_blocks_are_counted_by_block():
     np.testing.assert_array_equal(scale, np.arange(1.0, 7.0).reshape(2, 3))
 
 
+@pytest.mark.thorough
 def test_q6_blocks_are_those_of_microscaling(tmp_path):
     """The largest of a block: 957 with e4m3fn becomes 896 if the scale is floored."""
     e4m3 = number_formats.by_name("float8_e4m3fn", saturating=True)

@@ -49,6 +49,7 @@ def test_weights_and_gradients():
         q.encode(x, learned)
 
 
+@pytest.mark.thorough
 def test_expected_bytes_and_decisions():
     q = quantized.mixture(EACH)
     rng = np.random.default_rng(0)
@@ -91,6 +92,7 @@ def test_expected_bytes_and_decisions():
             np.testing.assert_allclose(made.decode(), weights[path], rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_bits_go_where_they_are_needed():
     """Bit widths as outer variables: the layer that the loss feels gets more."""
     keys = jax.random.split(KEY, 4)

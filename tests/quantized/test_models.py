@@ -51,6 +51,7 @@ def cost(logits):
     return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
 
 
+@pytest.mark.thorough
 def test_linen():
     model, q = Linen(), quantized.lsq(number_formats.affine(3))
     params = model.init(KEY, IMAGES)
@@ -148,6 +149,7 @@ def test_size_in_bytes():
     assert sorted(whole.quantized) == ["kernel", "last"]
 
 
+@pytest.mark.thorough
 def test_hypergradient_of_a_smooth_quantiser():
     """Against central differences of the inner problem, solved again."""
     x = jax.random.normal(KEY, (30, 4))
@@ -206,6 +208,7 @@ def test_learned_scale_finds_the_best_one():
 
 
 @pytest.mark.parametrize("solve", ["dense", "cg"])
+@pytest.mark.thorough
 def test_hypergradient_through_a_surrogate(solve):
     """A quadratic in the rounded weights, whose M H M is known: M is a mask."""
     matrix = jax.random.normal(KEY, (12, 5))

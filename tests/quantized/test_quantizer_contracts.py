@@ -89,6 +89,7 @@ def test_tree(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thinned(4)
 def test_bfloat16(name):
     dtype = jnp.bfloat16  # float64: below
     latent, state = started(name, dtype)
@@ -108,6 +109,7 @@ def test_bfloat16(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thinned(4)
 def test_grad_vmap_and_scan(name):
     quantizer = QUANTIZERS[name]
     latent, state = started(name, jnp.float64)
@@ -164,6 +166,7 @@ def test_state_checkpoints(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thinned(3)
 def test_what_is_no_number_stays_none(name):
     quantizer = QUANTIZERS[name]
     latent, state = started(name)

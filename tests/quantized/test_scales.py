@@ -23,6 +23,7 @@ POSIT = number_formats.posit(8, 2)
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thinned(3)
 def test_q1_default_starts_are_within_3_db_of_the_best_scale(name):
     behind = below_best(name)
     # max_abs clips nothing, which costs few levels more.
@@ -66,6 +67,7 @@ def test_q1_gradient_of_a_posit_scale_is_not_small():
     np.testing.assert_allclose(slopes[0] / slopes[1], 1 / np.sqrt(64 * 16), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_q4_a_channel_of_zeros_stays_zero():
     w = jnp.concatenate([jnp.zeros((4, 1)), jnp.full((4, 1), 0.05)], 1)
     rules = (scales.mean_abs, scales.max_abs, scales.least_squares)
@@ -81,6 +83,7 @@ def test_q4_a_channel_of_zeros_stays_zero():
             np.testing.assert_allclose(found["kernel"][:, 1], 0.05, rtol=0.02)
 
 
+@pytest.mark.thorough
 def test_q4_a_channel_of_zeros_can_leave_them():
     """By the published chain rule through a = mean |x|, with sgn(0) = 1."""
     q, g = quantized.xnor(), jnp.array([[1.0], [2.0], [-1.0]])

@@ -76,6 +76,7 @@ def cases():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+@pytest.mark.thinned(3)
 def test_q5_an_export_is_saved_and_loaded_bit_by_bit(dtype, tmp_path):
     path = tmp_path / "weights.export"
     rest = {"bias": jnp.arange(3, dtype=dtype), "n": jnp.arange(2), "key": KEY}

@@ -64,6 +64,7 @@ def test_scales_are_constants_for_gradients():
     near(dx, G)
 
 
+@pytest.mark.thorough
 def test_scale_of_the_least_squares():
     weights = jnp.asarray(RNG.normal(size=(1000, 2)) * [[1.0, 0.01]])
     fit = jax.jit(scales.least_squares, static_argnums=0)
@@ -295,6 +296,7 @@ LSQ_FORMATS = {
 
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("name", LSQ_FORMATS)
+@pytest.mark.thinned(3)
 def test_lsq(name, per_channel):
     fmt, least, most = LSQ_FORMATS[name]
     axes = 0 if per_channel else None

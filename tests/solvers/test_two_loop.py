@@ -44,6 +44,7 @@ def oracle(outer: jax.Array, data: Data, num_steps: int) -> jax.Array:
     return outer
 
 
+@pytest.mark.thorough
 def test_steps_are_those_of_gradient_descent_on_the_closed_form(update: Any):
     state, infos = initial(), []
     for _ in range(4):
@@ -73,6 +74,7 @@ def test_steps_are_those_of_gradient_descent_on_the_closed_form(update: Any):
     assert first.trustworthy is None
 
 
+@pytest.mark.thorough
 def test_state_is_the_carry_of_a_scan(update: Any):
     last, infos = jax.jit(
         lambda s: jax.lax.scan(lambda s, _: SOLVER.update(s, BATCHES), s, None, 3)
@@ -94,6 +96,7 @@ def test_jit_equals_eager(update: Any):
     np.testing.assert_allclose(info.value, expected.value, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_vmap_over_problems_equals_loop(update: Any):
     data = [ridge_data(seed) for seed in range(3)]
     outers = [OUTER, OUTER + 0.2, OUTER - 0.2]
