@@ -5,6 +5,7 @@ and thereby gather it from every device.  Sums are accumulated in at least float
 that norms of bfloat16 trees are usable as stopping criteria.
 """
 
+import functools
 from typing import Any, TypeAlias
 
 import jax
@@ -23,23 +24,30 @@ def dot(a: Tree, b: Tree) -> jax.Array:
     """The inner product `sum_i a_i b_i`, a scalar of dtype `real_dtype(a)`."""
     dtype = real_dtype(a)
     products = jax.tree.map(lambda x, y: jnp.sum(x * y, dtype=dtype), a, b)
-    return sum(jax.tree.leaves(products), jnp.zeros((), dtype))
+    return _sum(jax.tree.leaves(products), dtype)
+
+
+def _sum(terms: list[jax.Array], dtype: jnp.dtype) -> jax.Array:
+    """Their sum, without an operation that one leaf does not need."""
+    return functools.reduce(jnp.add, terms) if terms else jnp.zeros((), dtype)
 
 
 def norm(a: Tree) -> jax.Array:
     """The Euclidean norm of all leaves together, without overflow of the squares."""
     largest = max_abs(a)
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    dtype = scale.dtype
+    dtype = largest.dtype
+    limits = jnp.finfo(dtype)
+    # Neither it nor its reciprocal is 0 or inf; a NaN stays one.
+    scale = jnp.clip(largest, limits.tiny, 2.0 ** (limits.maxexp - 3))
     squares = jax.tree.map(lambda x: jnp.sum(jnp.square(x.astype(dtype) / scale)), a)
-    return scale * jnp.sqrt(sum(jax.tree.leaves(squares), jnp.zeros((), dtype)))
+    return scale * jnp.sqrt(_sum(jax.tree.leaves(squares), dtype))
 
 
 def max_abs(a: Tree) -> jax.Array:
     """The largest absolute value of all leaves (0 for a tree without elements)."""
     dtype = real_dtype(a)
-    tops = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(a)]
-    return jnp.max(jnp.stack(tops)) if tops else jnp.zeros((), dtype)
+    tops = [jnp.max(jnp.abs(x)).astype(dtype) for x in jax.tree.leaves(a) if x.size]
+    return functools.reduce(jnp.maximum, tops) if tops else jnp.zeros((), dtype)
 
 
 def add(a: Tree, b: Tree) -> Tree:
@@ -55,6 +63,18 @@ def sub(a: Tree, b: Tree) -> Tree:
 def scale(factor: jax.Array | float, a: Tree) -> Tree:
     """`factor * a` in the dtypes of `a`."""
     return jax.tree.map(lambda x: (factor * x).astype(x.dtype), a)
+
+
+def over(a: Tree, size: jax.Array) -> Tree:
+    """`a / size` for a scalar size >= 0, and `a` itself where size is 0.
+
+    Also where 1 / size is not a normal number, by which compilers multiply instead.
+    """
+    half = 2.0 ** (jnp.finfo(size.dtype).maxexp // 2)
+    shrink = jnp.where(size > half, 1 / half, jnp.where(size < 1 / half, half, 1))
+    inverse = 1 / jnp.where(size > 0, shrink * size, 1)
+    shrink = jnp.where(size > 0, shrink, 1)
+    return jax.tree.map(lambda x: (shrink * x * inverse).astype(x.dtype), a)
 
 
 def axpy(factor: jax.Array | float, a: Tree, b: Tree) -> Tree:

@@ -46,6 +46,40 @@ def test_norm_neither_overflows_nor_underflows(size: float):
     np.testing.assert_allclose(got, 5.0 * size, rtol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_norm_up_to_the_largest_float(dtype: jnp.dtype):
+    """1 over the largest floats is flushed to 0, and so was every norm above 8.5e37."""
+    largest = float(jnp.finfo(dtype).max)
+    for size in (0.1 * largest, 0.5 * largest):
+        vector = jnp.array([size, 0.5 * size], dtype)
+        got = float(jax.jit(trees.norm)(vector))
+        np.testing.assert_allclose(got, size * 1.25**0.5, rtol=1e-6)
+    # The norm itself is too large a number.
+    assert trees.norm(jnp.full(2, largest, dtype)) == jnp.inf
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_vector_over_its_norm_has_norm_one(dtype: jnp.dtype):
+    limits = jnp.finfo(dtype)
+    for size in (
+        limits.max / 2,
+        limits.max / 50,
+        1.0,
+        50 * limits.tiny,
+        2 * limits.tiny,
+    ):
+        vector = {
+            "a": jnp.array([0.6], dtype) * size,
+            "b": jnp.array(-0.8, dtype) * size,
+        }
+        got = jax.jit(lambda v: trees.over(v, trees.norm(v)))(vector)
+        np.testing.assert_allclose(
+            [got["a"][0], got["b"]], [0.6, -0.8], rtol=4 * limits.eps
+        )
+    zero = jnp.zeros(2, dtype)
+    np.testing.assert_array_equal(trees.over(zero, trees.norm(zero)), zero)
+
+
 def test_norm_of_special_values():
     assert trees.norm({}) == 0
     assert trees.norm(jnp.zeros((0,))) == 0

@@ -146,7 +146,7 @@ def _smallest(
         smallest = jnp.minimum(smallest, _rayleigh(result.adjoint, cotangent))
     if sum(x.size for x in jax.tree.leaves(noise)) <= _SMALL:
         length = trees.norm(solved.first)
-        once = trees.scale(1 / jnp.where(length > 0, length, 1), solved.first)
+        once = trees.over(solved.first, length)
         twice = solve(linear, once, Settings(default_rtol(noise), CAP))[0]
         smallest = jnp.minimum(smallest, _rayleigh(twice, once))
     return jnp.where(jnp.isfinite(smallest), smallest, 0)

@@ -150,7 +150,7 @@ def _direction(
 def _along(p: Tree, curvature: jax.Array, gradient: Tree, inner: Tree) -> Tree:
     """A step along p, downhill, whose length does not depend on the scale of G."""
     size = trees.norm(p)
-    unit = trees.scale(1 / jnp.where(size > 0, size, 1), p)
+    unit = trees.over(p, size)
     slope = trees.dot(unit, gradient)
     bent = jnp.where(curvature == 0, jnp.inf, jnp.abs(curvature))
     length = jnp.maximum(jnp.abs(slope) / bent, 1e-2 * trees.norm(inner))

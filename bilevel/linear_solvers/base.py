@@ -59,7 +59,7 @@ def unit(rhs: Tree) -> tuple[Tree, jax.Array]:
     undoing that: it would multiply (c s) (c s) as c^2 s^2 where c is a constant.
     """
     size = trees.norm(rhs)
-    scaled = trees.scale(1 / jnp.where(size > 0, size, 1), rhs)
+    scaled = trees.over(rhs, size)
     return jax.lax.optimization_barrier(scaled), size
 
 

@@ -234,7 +234,7 @@ def _start(
     if initial is None:
         start, residual, inverse_quotient = trees.zeros_like(b), b, zero
     else:
-        start = trees.scale(1 / scale, initial)
+        start = trees.over(initial, scale)
         product = apply(start)
         residual = trees.sub(b, product)
         # After a good guess the residual lives on large eigenvalues; that there are

@@ -83,7 +83,7 @@ def _solve(
     if initial is None:
         start, residual = trees.zeros_like(b), b
     else:
-        start = trees.scale(1 / jnp.where(size > 0, size, 1), initial)
+        start = trees.over(initial, size)
         residual = trees.sub(b, matvec(start))
 
     def step(s: _State) -> _State:

@@ -49,11 +49,7 @@ def normal_cg(
             raise ValueError("normal_cg takes no preconditioner.")
         b, size = unit(rhs)
         transpose = jax.linear_transpose(matvec, b)
-        start = (
-            None
-            if initial is None
-            else trees.scale(1 / jnp.where(size > 0, size, 1), initial)
-        )
+        start = None if initial is None else trees.over(initial, size)
         solution, info = symmetric.solve(
             lambda u: transpose(matvec(u))[0], transpose(b)[0], start, None
         )

@@ -86,7 +86,7 @@ def test_cg_does_not_divide_by_the_curvature_of_rounding():
 def test_constants_of_extreme_size_under_jit(name: str):
     """A compiler sees them, and may undo a scaling."""
     matrix = MATRIX.astype(jnp.float32)
-    for size in (1e-30, 1e-19, 1e19, 1e30):
+    for size in (1e-30, 1e-19, 1e19, 1e30, 1e38):
         compiled = jax.jit(
             lambda s=size: ROWS[name].solve(
                 lambda u: matrix @ u, jnp.full(4, s, jnp.float32), None, None
