@@ -74,13 +74,7 @@ UNFINISHED = [
         pytest.param(
             of_default(False), "hypergradient", "float32", id="float32", marks=SLOW
         ),
-        pytest.param(
-            of_default(True),
-            "hypergradient",
-            "float64",
-            id="leaves",
-            marks=pytest.mark.thorough,
-        ),
+        pytest.param(of_default(True), "hypergradient", "float64", id="leaves"),
         pytest.param(of_default(True), "grad", "float64", id="leaves-grad", marks=SLOW),
         pytest.param(UNFINISHED, "hypergradient", "float64", id="unfinished"),
     ],

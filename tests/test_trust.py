@@ -216,3 +216,44 @@ def test_biased_rules_are_trusted_only_where_they_meet_the_argmin(name):
     assert wrong == 0
     assert alarms <= 0.05 * accurate
     assert (accurate > 0) == (name in SOMETIMES_RIGHT)
+
+
+# What random vectors and one Newton step do not see.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_cotangent_with_little_of_a_nearly_flat_direction(dtype: str):
+    """H = diag(1, l), v = (1, s): the residual s of the first step of CG looks small,
+    and l in it cannot be seen; the gradient is 1 + 20 s / l = 1.2."""
+    flat, share = (2.6e-4, 2.6e-6) if dtype == "float32" else (1e-6, 1e-8)
+
+    def objective(w: jax.Array, x: jax.Array, _: object) -> jax.Array:
+        curvatures = jnp.array([1.0, flat], w.dtype)
+        return 0.5 * jnp.sum(curvatures * w**2) - x * (w[0] + 20 * w[1])
+
+    report = bilevel.value_and_hypergradient(
+        bilevel.Problem(objective, lambda w, x, _: w[0] + share * w[1]),
+        inner_solvers.gradient_descent(1.0, max_steps=60),
+        hypergradients.unrolled(),
+    )(jnp.zeros(2, dtype), jnp.ones((), dtype), bilevel.Batches())
+    assert float(report.gradient) < 1.02  # far from 1.2
+    assert not bool(report.info.trustworthy)
+
+
+def test_a_nearly_flat_direction_in_which_newton_takes_many_steps():
+    """dG/dw is small beside what descent left of the other direction; from w1 = 0 a
+    Newton step goes to 1, where F is what it was; it is not at 3, the minimum."""
+
+    def objective(w: jax.Array, x: jax.Array, _: object) -> jax.Array:
+        return 0.5 * (w[0] - x) ** 2 + 2.5e-7 * (w[1] - 3.0) ** 4
+
+    def function(w: jax.Array, x: jax.Array, _: object) -> jax.Array:
+        return w[0] + x * (1 + jnp.maximum(w[1] - 2.0, 0.0))
+
+    report = bilevel.value_and_hypergradient(
+        bilevel.Problem(objective, function),
+        inner_solvers.gradient_descent(0.5, max_steps=10),
+        hypergradients.implicit(),
+    )(jnp.zeros(2), jnp.ones(()), bilevel.Batches())
+    np.testing.assert_allclose(report.gradient, 2.0, rtol=1e-2)  # and not 3
+    assert not bool(report.info.trustworthy)

@@ -31,7 +31,7 @@ from bilevel.hypergradients.base import (
     Pullback,
     optimality,
 )
-from bilevel.hypergradients.linearised import System, linearise, ratio, solve_both
+from bilevel.hypergradients.linearised import System, linearise, ratio, solve_all
 from bilevel.hypergradients.surroundings import Surroundings, look_around
 from bilevel.inner_solvers.base import InnerInfo
 from bilevel.iteration import iterate_until
@@ -84,6 +84,8 @@ REASONS = (
 _MARGIN = 3.0
 # What a solve leaves out, relative to what the verdict needs.
 _ACCURACY = 0.1
+# Of Newton's method: the second step, relative to the first.
+_CONTRACTION = 0.3
 
 
 def of_solve(info: InnerInfo) -> Certificate:
@@ -195,7 +197,7 @@ def _compare(
     failures = (
         (_CURVATURE, ~is_positive),
         (_NAN, jnp.isnan(error)),
-        (_UNSOLVED, ~around.is_solved),
+        (_UNSOLVED, ~(around.is_solved & there.is_solved)),
         (_SOLVES, ~(around.solved.converged & there.converged)),
         (_INNER, ~(change <= rtol) & needs_inner),
         (_ERROR, ~(_MARGIN * error <= rtol)),
@@ -213,6 +215,7 @@ def _compare(
 
 class _There(NamedTuple):
     error: jax.Array  # of the gradient, relative
+    is_solved: jax.Array  # Newton's method contracts
     positive_definite: jax.Array
     converged: jax.Array
 
@@ -252,20 +255,34 @@ def _look_there(
     # eigenvalue, most of it in the directions that `blur` shows; what that does to the
     # gradient tells which residual cannot matter.
     weak = trees.norm(effect(around.blur))
-    strength = around.smallest * trees.norm(around.blur)
+    # At the better point that direction may be bent less.
+    length = trees.norm(around.blur)
+    bent = trees.dot(around.blur, there.apply(around.blur))
+    bent = jnp.maximum(bent / jnp.where(length > 0, length, 1) ** 2, 0)
+    strength = jnp.minimum(around.smallest, bent) * length
     needed = _ACCURACY * rtol / _MARGIN * total
     floor = needed * strength / jnp.where(weak > 0, weak, jnp.inf)
+    known = around.solved.smallest
+    if there.symmetric and there.precondition is None:
+        known = jnp.minimum(known, bent)
+    known = jnp.where(known > 0, known, jnp.inf)
     accuracy = default_rtol(better) if result.adjoint is None else _ACCURACY
-    solved = solve_both(
+    # A second Newton step, which is to be much shorter than the first: a small dG/dw
+    # alone says nothing of directions in which G is nearly flat.
+    left = around.left if there.symmetric else trees.zeros_like(better)
+    solved = solve_all(
         there,
-        System(lack, accuracy, floor),
-        System(more, _ACCURACY, floor),
+        System(lack, accuracy, floor, smallest=known),
+        System(more, _ACCURACY, floor, smallest=known),
+        System(left, _ACCURACY, around.rounding, smallest=known),
         transpose=not forward,
     )
-    adjoint = trees.add(start, solved.first)
+    lacking, changing, second = solved.solutions
+    is_solved = trees.norm(second) <= _CONTRACTION * trees.norm(around.newton)
+    adjoint = trees.add(start, lacking)
     sign = -1.0 if forward else 1.0  # the pull-back is -J' u
     here = trees.axpy(sign, effect(adjoint), result.cotangent)
-    way = trees.scale(sign, effect(solved.second))
+    way = trees.scale(sign, effect(changing))
     if moved is not None:
         way = trees.add(way, moved)
     off = jnp.maximum(trees.norm(here), trees.norm(trees.add(here, way)))
@@ -274,7 +291,8 @@ def _look_there(
         # Where J' u cancels, the two round alike.
         scattered = effect(jax.tree.map(jnp.multiply, adjoint, around.random[1]))
         off = jnp.maximum(off, epsilon(better) * trees.norm(scattered))
-    return _There(ratio(off, total), solved.positive_definite, solved.converged)
+    definite, converged = solved.positive_definite, solved.converged
+    return _There(ratio(off, total), is_solved, definite, converged)
 
 
 def _identity(u: Tree) -> Tree:

@@ -1,5 +1,6 @@
 """The optimality map linearised at a point, and the solves of a certificate with it."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -62,13 +63,12 @@ def solve(
 
 
 class Solved(NamedTuple):
-    """Two linear systems with one matrix, solved."""
+    """Linear systems with one matrix, solved."""
 
-    first: Tree
-    second: Tree
-    smallest: jax.Array  # eigenvalue seen by either (of M^-1 A, A'A); 0 if none was
-    positive_definite: jax.Array  # as far as either saw
-    converged: jax.Array  # both
+    solutions: tuple[Tree, ...]
+    smallest: jax.Array  # eigenvalue seen by any (of M^-1 A, A'A); 0 if none was
+    positive_definite: jax.Array  # as far as any saw
+    converged: jax.Array  # all
 
 
 class System(NamedTuple):
@@ -78,31 +78,34 @@ class System(NamedTuple):
     rtol: jax.Array | float
     floor: jax.Array | float
     budget: jax.Array | int = CAP  # steps; a smaller one than the cap may be used up
+    smallest: jax.Array | float = math.inf  # eigenvalue that an earlier solve saw
 
 
-def solve_both(
-    linear: Linearised, first: System, second: System, *, transpose: bool = False
-) -> Solved:
+def solve_all(linear: Linearised, *systems: System, transpose: bool = False) -> Solved:
     """One after the other by one compiled loop: each takes no more steps than it needs.
 
-    Side by side they would take as many steps as the slower, of twice the work.
+    Side by side they would take as many steps as the slowest, each for all of them.
     """
-    both = jax.tree.map(lambda a, b: jnp.stack([jnp.asarray(a), b]), first, second)
+    together = jax.tree.map(
+        lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *systems
+    )
 
     def step(index: jax.Array) -> tuple[jax.Array, tuple[Tree, LinearInfo]]:
-        system = jax.tree.map(lambda x: x[index], both)
-        settings = Settings(system.rtol, system.budget, floor=system.floor)
+        system = jax.tree.map(lambda x: x[index], together)
+        settings = Settings(
+            system.rtol, system.budget, floor=system.floor, smallest=system.smallest
+        )
         solution, info = solve(linear, system.rhs, settings, transpose=transpose)
         info = info._replace(converged=info.converged | (system.budget < CAP))
         return index + 1, (solution, info)
 
-    zero = jnp.zeros((), jnp.int32)
-    _, (solutions, info) = iterate(step, zero, num_steps=2, history=True)
-    # fmin: nan where no step was taken.
-    smallest = jnp.fmin(info.smallest[0], info.smallest[1])
+    zero, count = jnp.zeros((), jnp.int32), len(systems)
+    _, (stacked, info) = iterate(step, zero, num_steps=count, history=True)
+    rows = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
+    # nan where no step was taken.
+    smallest = jnp.nanmin(jnp.append(info.smallest, jnp.inf))
     return Solved(
-        first=jax.tree.map(lambda x: x[0], solutions),
-        second=jax.tree.map(lambda x: x[1], solutions),
+        solutions=tuple(rows),
         smallest=jnp.where(jnp.isfinite(smallest), smallest, 0),
         positive_definite=jnp.all(info.positive_definite),
         converged=jnp.all(info.converged),

@@ -21,7 +21,7 @@ from bilevel.hypergradients.linearised import (
     linearise,
     ratio,
     solve,
-    solve_both,
+    solve_all,
 )
 from bilevel.linear_solvers.base import epsilon
 from bilevel.linear_solvers.cg import Settings, default_rtol
@@ -39,8 +39,11 @@ class Surroundings(NamedTuple):
     Attributes:
         inner: w.
         better: w after a Newton step, moved by as much as rounding may have moved it.
-        blur: the second of the two moves.
-        is_solved: `[]` bool, a Newton step ends at a solution.
+        newton: the first of the two moves, with its sign changed.
+        blur: the second, likewise.
+        left: dG/dw at the better point.
+        rounding: `[]`, what the norm of `left` is at a solution, about.
+        is_solved: `[]` bool, the Newton step has made dG/dw small.
         is_converged: `[]` bool, there is nothing but rounding left to solve.
         change: `[]`, the relative error of w, that of the worst leaf.
         smallest: `[]`, about the smallest eigenvalue of H, or less.
@@ -51,7 +54,10 @@ class Surroundings(NamedTuple):
 
     inner: Tree
     better: Tree
+    newton: Tree
     blur: Tree
+    left: Tree
+    rounding: jax.Array
     is_solved: jax.Array
     is_converged: jax.Array
     change: jax.Array
@@ -98,10 +104,10 @@ def look_around(
         budget, thorough = CAP, 1e-2 * tight
     # Below rounding the Newton step is none; in the second turn every leaf is resolved.
     floor = jnp.where(turn == 0, size, 0)
-    solved = solve_both(
+    solved = solve_all(
         linear, System(noise, thorough, 0.0, budget), System(gap, tight, floor)
     )
-    blur, newton = solved.first, solved.second
+    blur, newton = solved.solutions
     length = trees.norm(blur)
     share = size / math.sqrt(max(count, 1))  # of one direction in the random vector
     smallest = share / jnp.where(length > 0, length, jnp.inf)
@@ -114,12 +120,15 @@ def look_around(
     # The two moves must not cancel.
     blur = trees.scale(jnp.where(trees.dot(newton, blur) < 0, -1, 1), blur)
     better = trees.sub(inner, trees.add(newton, blur))
-    left = trees.norm(residual(better, active.values))
+    left, rounding = residual(better, active.values), 16 * size
     return Surroundings(
         inner=inner,
         better=better,
+        newton=newton,
         blur=blur,
-        is_solved=left <= 0.1 * trees.norm(gap) + 16 * size,
+        left=left,
+        rounding=rounding,
+        is_solved=trees.norm(left) <= 0.1 * trees.norm(gap) + rounding,
         is_converged=trees.norm(gap) <= 10 * size,
         change=_change(inner, newton, blur, turn),
         smallest=smallest,
@@ -141,12 +150,12 @@ def _smallest(
     """
     if linear.precondition is None:
         return solved.smallest
-    smallest = _rayleigh(solved.first, noise)
+    smallest = _rayleigh(solved.solutions[0], noise)
     if result.adjoint is not None:
         smallest = jnp.minimum(smallest, _rayleigh(result.adjoint, cotangent))
     if sum(x.size for x in jax.tree.leaves(noise)) <= _SMALL:
-        length = trees.norm(solved.first)
-        once = trees.over(solved.first, length)
+        length = trees.norm(solved.solutions[0])
+        once = trees.over(solved.solutions[0], length)
         twice = solve(linear, once, Settings(default_rtol(noise), CAP))[0]
         smallest = jnp.minimum(smallest, _rayleigh(twice, once))
     return jnp.where(jnp.isfinite(smallest), smallest, 0)

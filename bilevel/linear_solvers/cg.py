@@ -125,6 +125,8 @@ class Settings(NamedTuple):
         floor: also stop, and call it converged, at |A u - b| <= floor (not relative).
         largest: a lower bound on |A|, from an earlier solve: the curvature of the first
             direction can then be told from rounding.
+        smallest: an upper bound on the smallest eigenvalue of M^-1 A, from an earlier
+            solve: a residual may hold little of its direction, and the error much.
     """
 
     rtol: jax.Array | float
@@ -132,6 +134,7 @@ class Settings(NamedTuple):
     damping: float = 0.0
     floor: jax.Array | float = 0.0
     largest: jax.Array | float = 0.0
+    smallest: jax.Array | float = math.inf
 
 
 class Direction(NamedTuple):
@@ -149,6 +152,7 @@ class _System(NamedTuple):
     preconditioned: bool
     rhs: Tree  # b, of norm one
     inverse_quotient: jax.Array  # u'u / u'Au of the initial guess, 0 without one
+    inverse_norm2: jax.Array  # a lower bound on |A^-1 M| that is known, or 0
 
 
 def default_rtol(rhs: Tree) -> float:
@@ -172,7 +176,7 @@ def conjugate_gradients(
     """
     b, scale = unit(rhs)
     nonzero = jnp.where(scale > 0, scale, 1)
-    system, state = _start(matvec, b, initial, nonzero, precondition, settings.damping)
+    system, state = _start(matvec, b, initial, nonzero, precondition, settings)
     largest = jnp.asarray(settings.largest, state.largest.dtype)
     state = state._replace(largest=largest)
     eps, rtol = epsilon(rhs), settings.rtol
@@ -225,8 +229,10 @@ def _start(
     initial: Tree | None,
     scale: jax.Array,
     precondition: Matvec | None,
-    damping: float,
+    settings: Settings,
 ) -> tuple[_System, _State]:
+    damping = settings.damping
+
     def apply(u: Tree) -> Tree:
         return trees.axpy(damping, u, matvec(u)) if damping else matvec(u)
 
@@ -256,8 +262,9 @@ def _start(
         curvature=zero,
         indefinite=jnp.zeros((), bool),
     )
-    system = _System(apply, inverse, precondition is not None, b, inverse_quotient)
-    return system, state
+    bound = jnp.asarray(1 / settings.smallest, zero.dtype)
+    preconditioned = precondition is not None
+    return _System(apply, inverse, preconditioned, b, inverse_quotient, bound), state
 
 
 def _step(system: _System, s: _State, eps: float) -> _State:
@@ -295,12 +302,13 @@ def _error(system: _System, s: _State) -> jax.Array:
     """The estimated relative error of the solution; inf before the first step."""
     known = (s.ritz.inverse_norm2 > 0) & (s.solution_norm > 0)
     safe = jnp.where(known, s.solution_norm, 1)
+    inverse = jnp.maximum(s.ritz.inverse_norm2, system.inverse_norm2)
     if not system.preconditioned:
-        inverse = jnp.maximum(s.ritz.inverse_norm2, system.inverse_quotient)
+        inverse = jnp.maximum(inverse, system.inverse_quotient)
         relative = s.residual_norm * inverse / safe
     else:  # in the energy norm, which needs no product with the inverse of M
         energy = trees.dot(s.solution, trees.sub(system.rhs, s.residual))
-        bound = jnp.abs(s.rho) * s.ritz.inverse_norm2
+        bound = jnp.abs(s.rho) * inverse
         relative = jnp.sqrt(bound / jnp.where(energy > 0, energy, 1))
         guess = s.residual_norm * system.inverse_quotient / safe
         relative = jnp.maximum(relative, guess)
