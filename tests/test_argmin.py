@@ -366,3 +366,23 @@ def test_argmin_under_jit_is_traced_once():
     for factor in range(5):
         compiled(OUTER * factor)
     assert calls == first <= 3
+
+
+@pytest.mark.parametrize(
+    ("inner_dtype", "outer_dtype"), [("float32", "float64"), ("float64", "float32")]
+)
+def test_inner_and_outer_variables_of_different_dtypes(inner_dtype, outer_dtype):
+    """The gradient has the dtype of x, the report that of w."""
+    problem = bilevel.Problem(
+        lambda w, x, _: jnp.sum((w - x) ** 2), lambda w, x, _: jnp.sum(w)
+    )
+    inner, x = jnp.zeros(2, inner_dtype), jnp.ones((), outer_dtype)
+    report = bilevel.value_and_hypergradient(problem)(inner, x)
+    assert report.gradient.dtype == outer_dtype
+    assert report.info.error.dtype == inner_dtype
+    assert bool(report.info.trustworthy)
+    np.testing.assert_allclose(report.gradient, 2.0, rtol=1e-6)
+    solver = bilevel.argmin(problem.inner_objective, on_untrustworthy="nan")
+    gradient = jax.grad(lambda v: jnp.sum(solver(inner, v)[0]))(x)
+    assert gradient.dtype == outer_dtype
+    np.testing.assert_allclose(gradient, 2.0, rtol=1e-6)

@@ -257,3 +257,40 @@ def test_a_nearly_flat_direction_in_which_newton_takes_many_steps():
     )(jnp.zeros(2), jnp.ones(()), bilevel.Batches())
     np.testing.assert_allclose(report.gradient, 2.0, rtol=1e-2)  # and not 3
     assert not bool(report.info.trustworthy)
+
+
+def test_a_newton_step_is_followed_in_nearly_flat_directions():
+    """Descent hardly began, in a direction of curvature 1 and one of 5e-4: what is left
+    of the second is small beside the first, and the step in it is the longer one."""
+    curvatures = jnp.array([1.0, 5e-4], jnp.float32)
+    evaluate = bilevel.value_and_hypergradient(
+        bilevel.Problem(
+            lambda w, x, a: 0.5 * jnp.sum(a * w**2) - x * jnp.sum(w),
+            lambda w, x, a: 0.5 * jnp.sum((w - 1.0) ** 2),
+        ),
+        inner_solvers.gradient_descent(1e-4, max_steps=60),
+    )
+    for start in ([-20.0, 5.0], [-20.31, 5.41], [-30.0, -8.0]):
+        report = evaluate(
+            jnp.array(start, jnp.float32),
+            jnp.zeros((), jnp.float32),
+            bilevel.Batches(curvatures, curvatures),
+        )
+        assert abs(float(report.gradient) + 2001.0) > 4000.0
+        assert not bool(report.info.trustworthy)
+        assert float(report.info.error) > 0.5
+
+
+def test_a_flat_outer_objective_beside_a_kink():
+    """F is flat where the solve stopped and not at the solution, 1 % away."""
+    report = bilevel.value_and_hypergradient(
+        bilevel.Problem(
+            lambda w, x, _: 0.5 * jnp.sum((w - x) ** 2),
+            lambda w, x, _: jnp.maximum(w - 0.995, 0.0),
+        ),
+        inner_solvers.gradient_descent(0.5, max_steps=7),
+        hypergradients.implicit(),
+        rtol=1e-2,
+    )(jnp.zeros(()), jnp.ones(()), bilevel.Batches())
+    assert float(report.gradient) == 0.0  # and not 1
+    assert not bool(report.info.trustworthy)

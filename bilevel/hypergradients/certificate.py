@@ -59,8 +59,9 @@ class Certificate(NamedTuple):
 REASONS = (
     "no test failed",
     "the rule's own linear solve, or nudged solve, ended at its cap",
-    "the Hessian is not positive definite: the solution is no strict minimum (for an "
-    "over-parametrised model, damp it: linear_solvers.cg(damping=...))",
+    "the Hessian is not positive definite: the solution is no strict minimum, or it is "
+    "one of many (an over-parametrised model, softmax with free biases: damp it, "
+    "linear_solvers.cg(damping=...)); or a preconditioner is not",
     "the inner problem is not solved: a Newton step from there does not end at it",
     "a linear solve of the certificate ended at its cap",
     "the inner solution, which the cotangent depends on, is not accurate enough",
@@ -71,7 +72,7 @@ REASONS = (
 (
     _NONE,
     _RULE,
-    _CURVATURE,
+    CURVATURE,
     _UNSOLVED,
     _SOLVES,
     _INNER,
@@ -165,7 +166,7 @@ def _failed_already(result: Pullback, inner: Tree) -> Certificate:
     if info.converged is not None:
         reason = jnp.where(info.converged, reason, _RULE)
     if info.positive_definite is not None:
-        reason = jnp.where(info.positive_definite, reason, _CURVATURE)
+        reason = jnp.where(info.positive_definite, reason, CURVATURE)
     nan = jnp.full((), jnp.nan, trees.real_dtype(inner))
     return Certificate(nan, jnp.zeros((), bool), reason)
 
@@ -191,11 +192,12 @@ def _compare(
     change, error = around.change, there.error
     is_flat = trees.norm(outer.cotangent) == 0
     # Where dF/dw vanishes the gradient is dF/dx whatever dw*/dx is, at the solution.
-    error = jnp.where(is_flat & (change <= rtol), 0, error)
+    is_exact = (change <= rtol) & around.is_converged
+    error = jnp.where(is_flat & is_exact, 0, error)
     needs_inner = is_flat if outer.gradient is not None else True
     is_positive = around.solved.positive_definite & there.positive_definite
     failures = (
-        (_CURVATURE, ~is_positive),
+        (CURVATURE, ~is_positive),
         (_NAN, jnp.isnan(error)),
         (_UNSOLVED, ~(around.is_solved & there.is_solved)),
         (_SOLVES, ~(around.solved.converged & there.converged)),
@@ -207,6 +209,8 @@ def _compare(
         reason = jnp.where(failed, code, reason)
     # How v itself would change is not known; it changes with w.
     reported = jnp.maximum(error, change) if outer.gradient is None else error
+    # w and x may have different dtypes; the report has that of w.
+    reported = reported.astype(trees.real_dtype(inner))
     certificate = Certificate(reported, reason == _NONE, reason)
     # The noise of the first turn is the same for all leaves, too much for small ones.
     again = ((reason == _ERROR) | (reason == _INNER)) & around.is_converged

@@ -1,7 +1,7 @@
 """The optimality map linearised at a point, and the solves of a certificate with it."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,26 +84,30 @@ class System(NamedTuple):
 def solve_all(linear: Linearised, *systems: System, transpose: bool = False) -> Solved:
     """One after the other by one compiled loop: each takes no more steps than it needs.
 
-    Side by side they would take as many steps as the slowest, each for all of them.
+    Side by side they would take as many steps as the slowest, each for all of them.  An
+    eigenvalue that one of them saw stays known to the next, whose right-hand side may
+    hold little of its direction.
     """
     together = jax.tree.map(
         lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *systems
     )
 
-    def step(index: jax.Array) -> tuple[jax.Array, tuple[Tree, LinearInfo]]:
+    def step(carry: tuple[jax.Array, jax.Array]) -> Any:
+        index, seen = carry
         system = jax.tree.map(lambda x: x[index], together)
+        known = jnp.minimum(system.smallest, seen)
         settings = Settings(
-            system.rtol, system.budget, floor=system.floor, smallest=system.smallest
+            system.rtol, system.budget, floor=system.floor, smallest=known
         )
         solution, info = solve(linear, system.rhs, settings, transpose=transpose)
         info = info._replace(converged=info.converged | (system.budget < CAP))
-        return index + 1, (solution, info)
+        # nan where no step was taken.
+        return (index + 1, jnp.fmin(seen, info.smallest)), (solution, info)
 
-    zero, count = jnp.zeros((), jnp.int32), len(systems)
-    _, (stacked, info) = iterate(step, zero, num_steps=count, history=True)
+    count, dtype = len(systems), trees.real_dtype(systems[0].rhs)
+    start = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype)
+    (_, smallest), (stacked, info) = iterate(step, start, num_steps=count, history=True)
     rows = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
-    # nan where no step was taken.
-    smallest = jnp.nanmin(jnp.append(info.smallest, jnp.inf))
     return Solved(
         solutions=tuple(rows),
         smallest=jnp.where(jnp.isfinite(smallest), smallest, 0),

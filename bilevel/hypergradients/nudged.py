@@ -56,7 +56,8 @@ def nudged(
     it is AdaSTE.
 
     Args:
-        beta: b; negative for a one-sided nudge away from the target.
+        beta: b; negative for a one-sided nudge away from the target.  Needed, unless
+            `tilt` takes its place.
         centred: both signs of beta, or of the tilt, instead of one.
         linearised: nudge with <v, w>.  Otherwise with the outer function, which
             `argmin` must be given as `readout`; only multiples of its gradient can then

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.hypergradients.base import Place, Trust
-from bilevel.hypergradients.certificate import REASONS, Certificate
+from bilevel.hypergradients.certificate import CURVATURE, REASONS, Certificate
 from bilevel.trees import Tree
 
 
@@ -45,6 +45,12 @@ def enforce(tree: Tree, report: Certificate, trust: Trust, rule: str) -> Tree:
     return tree
 
 
+# Against a singular Hessian none of it helps.
+_ADVICE = (
+    "Solve the inner problem more accurately (max_steps, rtol of the inner solver), "
+    "raise the linear solver's cap, or use float64; "
+)
+
 _SEEN: Counter[tuple[Place | None, str, int]] = Counter()
 _LOCK = threading.Lock()
 
@@ -73,8 +79,7 @@ def _warn(reason: int, error: float, trust: Trust, rule: str) -> None:
     message = (
         f"untrustworthy gradient through an argmin ({rule} rule){again}: "
         f"{REASONS[reason]}. The relative error is {estimate}; rtol "
-        f"is {trust.rtol:.1e}. Solve the inner problem more accurately (max_steps, "
-        "rtol of the inner solver), raise the linear solver's cap, or use float64; "
+        f"is {trust.rtol:.1e}. {_ADVICE if reason != CURVATURE else ''}"
         "value_and_hypergradient reports the residuals. "
         'on_untrustworthy="ignore" silences this, "nan" returns NaN instead.'
     )

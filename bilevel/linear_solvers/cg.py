@@ -24,7 +24,8 @@ def cg(
     mu is the smallest Ritz value so far, so that the residual is pushed further down
     the worse the matrix is conditioned.  It also stops where rounding lets nothing
     improve any more, |r| <= 1e-3 eps L |u|; `error` then tells what was reached.
-    Everything is relative: multiplying the problem by a constant changes nothing.
+    Everything is relative: multiplying the problem by a constant changes nothing, as
+    long as A u and its terms are normal floats (above about 1e-37 in float32).
     A direction with p'Ap <= 0, or positive by rounding only (an indefinite or singular
     A), ends the solve with the iterate before it and `positive_definite=False`.
 
