@@ -7,8 +7,8 @@ A rule returned g at an approximate solution w.  The certificate
 2. takes one Newton step towards the solution, w1 = w - H^-1 dG/dw, and adds to it what
    the rounding of dG/dw can do to w, a multiple of z';
 3. solves the adjoint equation at w1, from the rule's own adjoint, and compares g with
-   the implicit hypergradient g1 there; a second Newton step tells whether w1 is near the
-   solution, and whether F has a kink on the way to it.
+   the implicit hypergradient g1 there; a second Newton step tells whether w1 is near
+   the solution, and whether F has a kink on the way to it.
 
 Since the errors of g1 are of second order, |g - g1| estimates the error of g: that of
 the inner solution, of the adjoint, of the rule (its bias), and rounding, which reaches
