@@ -241,7 +241,7 @@ def test_outer_aux_and_no_certificate():
     ],
     ids=["truncated", "nudged", "implicit"],
 )
-@pytest.mark.thinned(9)
+@pytest.mark.thorough
 def test_estimated_error_is_that_against_the_argmin(rule: Any, max_steps: int):
     solver = DESCENT._replace(max_steps=max_steps, rtol=1e-10)
     evaluate = jax.jit(bilevel.value_and_hypergradient(PROBLEM, solver, rule))
@@ -371,6 +371,7 @@ def test_argmin_under_jit_is_traced_once():
 @pytest.mark.parametrize(
     ("inner_dtype", "outer_dtype"), [("float32", "float64"), ("float64", "float32")]
 )
+@pytest.mark.thinned(99)
 def test_inner_and_outer_variables_of_different_dtypes(inner_dtype, outer_dtype):
     """The gradient has the dtype of x, the report that of w."""
     problem = bilevel.Problem(

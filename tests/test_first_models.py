@@ -440,6 +440,7 @@ def test_without_jit_and_with_other_values():
         assert distance(got, reference("linear_regression")(inner, outer)[2]) <= 1e-6
 
 
+@pytest.mark.thorough
 def test_a_warning_is_no_part_of_any_of_it(recwarn: Any):
     """With the default of `on_untrustworthy`; pytest turns a warning into an error."""
     model = MODELS["linear_regression"]()

@@ -76,7 +76,13 @@ UNFINISHED = [
         ),
         pytest.param(of_default(True), "hypergradient", "float64", id="leaves"),
         pytest.param(of_default(True), "grad", "float64", id="leaves-grad", marks=SLOW),
-        pytest.param(UNFINISHED, "hypergradient", "float64", id="unfinished"),
+        pytest.param(
+            UNFINISHED,
+            "hypergradient",
+            "float64",
+            id="unfinished",
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_never_trusted_when_wrong(cells, path: str, dtype: str):

@@ -141,6 +141,7 @@ def judge(compiled, cases, dtype):
     return wrong, accurate, alarms, broken
 
 
+@pytest.mark.thorough
 def test_default_settings_give_1e_4_up_to_condition_1e4():
     rng = np.random.default_rng(7)
     compiled = jax.jit(bilevel.value_and_hypergradient(PROBLEM))
@@ -159,7 +160,7 @@ def test_default_settings_give_1e_4_up_to_condition_1e4():
     [None, inner_solvers.newton(max_steps=4), inner_solvers.lbfgs(max_steps=4)],
     ids=["default", "newton-4-steps", "lbfgs-4-steps"],
 )
-@pytest.mark.thinned(9)
+@pytest.mark.thinned(99)
 def test_never_trusted_when_wrong_and_rarely_distrusted_when_right(
     cases, solver, dtype
 ):

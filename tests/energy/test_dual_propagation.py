@@ -36,7 +36,7 @@ def errors(network, shape, betas, cost, **options):
 @pytest.mark.parametrize("cost", [energy.squared_error(), energy.cross_entropy()])
 @pytest.mark.parametrize("make", [dense, convolutional])
 @pytest.mark.parametrize(("alpha", "order"), [(0.0, 1), (0.5, 2), (1.0, 1), (0.3, 1)])
-@pytest.mark.thinned(8)
+@pytest.mark.thinned(99)
 def test_order_of_the_error(make, alpha, order, cost):
     network, shape = make()
     betas = 0.02 * 0.5 ** np.arange(4)

@@ -97,7 +97,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.thinned(9)
+@pytest.mark.thorough
 def test_orders_of_the_errors(name):
     _, args, (_, exact) = problem(name)
     network, kinds = settled(name), KINDS[name]

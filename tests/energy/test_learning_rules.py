@@ -105,7 +105,7 @@ def test_without_jit_it_is_the_same(name):
 
 
 @pytest.mark.parametrize("name", ON_CHAINS)
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(99)
 def test_convolutions_and_pooling(name):
     chain, shape = convolutional()
     inputs, labels = data(shape)
@@ -141,7 +141,7 @@ NARROW = [
 
 
 @pytest.mark.parametrize(("name", "dtype"), NARROW)
-@pytest.mark.thinned(8)
+@pytest.mark.thinned(99)
 def test_narrow_types(name, dtype):
     chain, shape = dense(widths=(6,))
     inputs, labels = data(shape)

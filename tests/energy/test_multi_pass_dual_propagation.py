@@ -29,7 +29,7 @@ exact = functools.partial(gradient, energy.back_propagation)
 @pytest.mark.parametrize("original", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("make", [dense, convolutional])
-@pytest.mark.thinned(8)
+@pytest.mark.thinned(99)
 def test_one_backward_pass_is_the_one_sweep_rule(make, alpha, original):
     for beta in (0.05, 2.0):
         options = {"alpha": alpha, "beta": beta}

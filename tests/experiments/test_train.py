@@ -85,7 +85,7 @@ def test_the_first_the_best_and_the_last_are_kept(whole, folder):
 
 
 @pytest.mark.parametrize(("stop", "chunk_size"), [(2, 2), (4, 2), (6, 2), (3, 1)])
-@pytest.mark.thinned(3)
+@pytest.mark.thorough
 def test_resumed_run_has_the_same_bits(whole, folder, stop, chunk_size):
     with pytest.raises(StoppedAfter):
         trained(folder, chunk_size=chunk_size, save_every=1, stop_after=stop)

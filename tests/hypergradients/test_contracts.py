@@ -500,7 +500,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("row", "column"), CELLS)
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(4)  # every row and every column among them
 def test_cell(row: Row, column: str):
     expected = refusal(row.name, column)
     if expected is None:

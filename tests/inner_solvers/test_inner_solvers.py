@@ -122,7 +122,7 @@ def test_cap_is_reported(solver: Any):
 
 
 @every_solver
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(99)
 def test_vmap_equals_loop(solver: Any, tolerance: float):
     outers = jnp.stack([OUTER, OUTER + 0.3, OUTER - 0.3])
     data = jax.tree.map(lambda *x: jnp.stack(x), *[ridge_data(s) for s in range(3)])

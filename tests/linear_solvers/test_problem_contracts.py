@@ -107,6 +107,7 @@ def test_nan_in_one_leaf_or_in_the_matrix_is_never_converged(name: str):
 
 
 @every_solver
+@pytest.mark.thinned(99)
 def test_forward_and_reverse_mode_agree(name: str):
     """With leaves of the right-hand side whose tangents are zero."""
 

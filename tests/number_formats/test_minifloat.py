@@ -29,6 +29,7 @@ def hard_cases(levels):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.thinned(3)
 def test_is_that_of_ml_dtypes(name):
     fmt, dtype = number_formats.by_name(name), dtype_of(name)
     size = np.uint8 if fmt.bits <= 8 else np.uint16

@@ -60,6 +60,7 @@ def both(fmt, x):
 
 
 @pytest.mark.parametrize(("n", "es"), EXHAUSTIVE)
+@pytest.mark.thinned(3)
 def test_every_pattern_decodes(n, es):
     fmt = number_formats.posit(n, es)
     codes = jnp.arange(1 << n, dtype=jnp.uint32)

@@ -88,6 +88,7 @@ def test_state_is_the_carry_of_a_scan(update: Any):
     assert infos.value.shape == (3,)
 
 
+@pytest.mark.thorough
 def test_jit_equals_eager(update: Any):
     eager, info = SOLVER.update(initial(), BATCHES)
     compiled, expected = update(initial(), BATCHES)
