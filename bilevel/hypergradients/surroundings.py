@@ -31,6 +31,7 @@ from bilevel.trees import Tree
 # with exact answers: at 0.5 one weak direction of 6672 was judged wrongly.
 _ROUNDING_UNITS = 0.8
 _SMALL = 1000  # inner variables
+_STEPS = 15  # of the random solve, at least
 
 
 class Surroundings(NamedTuple):
@@ -98,7 +99,7 @@ def look_around(
     # Small problems are looked at thoroughly: what the random vector has of a direction
     # can be small by chance.  In large ones CG takes a third of the steps that the rule
     # took, and finds the extreme eigenvalues.
-    budget = jnp.maximum(50, jax.lax.stop_gradient(result.info.num_steps) // 3)
+    budget = jnp.maximum(_STEPS, jax.lax.stop_gradient(result.info.num_steps) // 3)
     thorough = tight
     if count <= _SMALL:
         budget, thorough = CAP, 1e-2 * tight
