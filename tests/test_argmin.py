@@ -371,7 +371,7 @@ def test_argmin_under_jit_is_traced_once():
 @pytest.mark.parametrize(
     ("inner_dtype", "outer_dtype"), [("float32", "float64"), ("float64", "float32")]
 )
-@pytest.mark.thinned(99)
+@pytest.mark.thorough
 def test_inner_and_outer_variables_of_different_dtypes(inner_dtype, outer_dtype):
     """The gradient has the dtype of x, the report that of w."""
     problem = bilevel.Problem(

@@ -359,10 +359,11 @@ FIRST = ("nnx_perceptron", "embedding_with_an_unseen_token", "batch_norm")
 
 
 def marks_of(model: str, rule: str) -> Any:
-    """By default: one model by default settings, by a program and by a nudge."""
-    if model == "linear_regression" and rule in ("default", "unrolled", "nudged"):
+    """By default: one model by default settings, and by a program."""
+    if model == "linear_regression" and rule in ("default", "unrolled"):
         return []
     often = rule == "default" and model in FIRST
+    often |= rule == "nudged" and model == "linear_regression"
     return pytest.mark.thorough if often else pytest.mark.slow
 
 

@@ -20,6 +20,7 @@ def halved(network, inputs):
     return jax.tree.map(lambda x: 0.5 * x, network.init(KEY, inputs))
 
 
+@pytest.mark.thorough
 def test_passes_for_a_hopfield_network():
     chain, shape = dense(widths=(6,))
     inputs, labels = data(shape)

@@ -126,6 +126,7 @@ def test_leaves_that_differ_without_jit(row: Row):
 
 
 @rows(["implicit, CG", "unrolled"])
+@pytest.mark.thinned(9)
 def test_leaves_that_differ_in_forward_mode(row: Row):
     both_modes = row.name.startswith(("implicit", "unrolled", "truncated"))
     if not both_modes or "mode" in row.name:
