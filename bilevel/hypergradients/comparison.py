@@ -14,7 +14,13 @@ from bilevel.hypergradients.base import (
     Pullback,
     optimality,
 )
-from bilevel.hypergradients.linearised import System, linearise, ratio, solve_all
+from bilevel.hypergradients.linearised import (
+    System,
+    linearise,
+    ratio,
+    rayleigh,
+    solve_all,
+)
 from bilevel.hypergradients.surroundings import Surroundings
 from bilevel.linear_solvers.base import epsilon
 from bilevel.linear_solvers.cg import default_rtol
@@ -89,20 +95,22 @@ def compare(
     # eigenvalue, most of it in the directions that `blur` shows; what that does to the
     # gradient tells which residual cannot matter.
     weak = trees.norm(effect(around.blur))
-    # At the better point that direction may be bent less.
-    length = trees.norm(around.blur)
-    bent = trees.dot(around.blur, there.apply(around.blur))
-    bent = jnp.maximum(bent / jnp.where(length > 0, length, 1) ** 2, 0)
-    strength = jnp.minimum(around.smallest, bent) * length
+    smallest, known = around.smallest, around.solved.smallest
+    known = jnp.where(known > 0, known, jnp.inf)
+    if there.symmetric:
+        # At the better point that direction may be bent less.
+        bent = rayleigh(around.blur, there.apply(around.blur))
+        smallest = jnp.minimum(smallest, bent)
+        # With a preconditioner what is known are eigenvalues of another matrix.
+        known = known if there.precondition else jnp.minimum(known, bent)
+    strength = smallest * trees.norm(around.blur)
     needed = _ACCURACY * rtol / MARGIN * total
     floor = needed * strength / jnp.where(weak > 0, weak, jnp.inf)
-    known = around.solved.smallest
-    if there.symmetric and there.precondition is None:
-        known = jnp.minimum(known, bent)
-    known = jnp.where(known > 0, known, jnp.inf)
     accuracy = default_rtol(better) if result.adjoint is None else _ACCURACY
-    # A second Newton step, which is to be much shorter than the first: a small dG/dw
-    # alone says nothing of directions in which G is nearly flat.
+    # A second Newton step, which is to be much shorter than the first, but for the way
+    # back from `blur`: a small dG/dw alone says nothing of directions in which G is
+    # nearly flat.  (Where A is not symmetric these solves are with A', which no Newton
+    # step is; then a small dG/dw has to do.)
     left = around.left if there.symmetric else trees.zeros_like(better)
     solved = solve_all(
         there,
@@ -112,7 +120,8 @@ def compare(
         transpose=not forward,
     )
     lacking, changing, second = solved.solutions
-    is_solved = trees.norm(second) <= _CONTRACTION * trees.norm(around.newton)
+    allowed = _CONTRACTION * trees.norm(around.newton) + 2 * trees.norm(around.blur)
+    is_solved = trees.norm(second) <= allowed
     adjoint = trees.add(start, lacking)
     sign = -1.0 if forward else 1.0  # the pull-back is -J' u
     pulled = effect(adjoint)

@@ -116,6 +116,16 @@ def solve_all(linear: Linearised, *systems: System, transpose: bool = False) -> 
     )
 
 
+def rayleigh(vector: Tree, product: Tree) -> jax.Array:
+    """u'Hu / u'u, given u and H u of any size; inf where it is not positive.
+
+    For u = H^-1 b, a step of inverse iteration, b is the product.
+    """
+    size = trees.norm(vector)
+    quotient = trees.dot(trees.over(vector, size), trees.over(product, size))
+    return jnp.where((size > 0) & (quotient > 0), quotient, jnp.inf)
+
+
 def ratio(part: jax.Array, total: jax.Array) -> jax.Array:
     """part / total; inf for something of nothing, 0 for nothing."""
     whole = part / jnp.where(total > 0, total, 1)

@@ -20,6 +20,7 @@ from bilevel.hypergradients.linearised import (
     System,
     linearise,
     ratio,
+    rayleigh,
     solve,
     solve_all,
 )
@@ -43,7 +44,7 @@ class Surroundings(NamedTuple):
         newton: the first of the two moves, with its sign changed.
         blur: the second, likewise.
         left: dG/dw at the better point.
-        rounding: `[]`, what the norm of `left` is at a solution, about.
+        rounding: `[]`, what the norm of `left` is at most if w - newton is a solution.
         is_solved: `[]` bool, the Newton step has made dG/dw small.
         is_converged: `[]` bool, there is nothing but rounding left to solve.
         change: `[]`, the relative error of w, that of the worst leaf.
@@ -112,16 +113,19 @@ def look_around(
     length = trees.norm(blur)
     share = size / math.sqrt(max(count, 1))  # of one direction in the random vector
     smallest = share / jnp.where(length > 0, length, jnp.inf)
+    stretch = jnp.ones_like(size)
     if linear.symmetric:
         smallest = _smallest(linear, solved, noise, cotangent, result)
         # By bad luck the random vector may have little of the weakest direction.
         expected = share / jnp.where(smallest > 0, smallest, jnp.inf)
         luck = expected / jnp.where(length > 0, length, jnp.inf)
-        blur = trees.scale(jnp.where(luck > 1, luck, 1), blur)
+        stretch = jnp.where(luck > 1, luck, 1)
+        blur = trees.scale(stretch, blur)
     # The two moves must not cancel.
     blur = trees.scale(jnp.where(trees.dot(newton, blur) < 0, -1, 1), blur)
     better = trees.sub(inner, trees.add(newton, blur))
-    left, rounding = residual(better, active.values), 16 * size
+    # The move by `blur` alone leaves a dG/dw of stretch * size.
+    left, rounding = residual(better, active.values), 16 * stretch * size
     return Surroundings(
         inner=inner,
         better=better,
@@ -151,22 +155,15 @@ def _smallest(
     """
     if linear.precondition is None:
         return solved.smallest
-    smallest = _rayleigh(solved.solutions[0], noise)
+    smallest = rayleigh(solved.solutions[0], noise)
     if result.adjoint is not None:
-        smallest = jnp.minimum(smallest, _rayleigh(result.adjoint, cotangent))
+        smallest = jnp.minimum(smallest, rayleigh(result.adjoint, cotangent))
     if sum(x.size for x in jax.tree.leaves(noise)) <= _SMALL:
         length = trees.norm(solved.solutions[0])
         once = trees.over(solved.solutions[0], length)
         twice = solve(linear, once, Settings(default_rtol(noise), CAP))[0]
-        smallest = jnp.minimum(smallest, _rayleigh(twice, once))
+        smallest = jnp.minimum(smallest, rayleigh(twice, once))
     return jnp.where(jnp.isfinite(smallest), smallest, 0)
-
-
-def _rayleigh(stretched: Tree, rhs: Tree) -> jax.Array:
-    """The Rayleigh quotient of H at u = H^-1 b; inf where it says nothing."""
-    squared, product = trees.norm(stretched) ** 2, trees.dot(stretched, rhs)
-    says = (squared > 0) & (product > 0)
-    return jnp.where(says, product / jnp.where(says, squared, 1), jnp.inf)
 
 
 def _random_like(tree: Tree) -> tuple[Tree, Tree, Tree]:
