@@ -92,6 +92,67 @@ def _segments(step: Callable[[Any], Any], state: Any, num_steps: int) -> Any:
     return _scan(inner, state, rest) if rest else state
 
 
+def iterate_recorded(
+    step: Callable[[Any], tuple[Any, Any]],
+    state: Any,
+    *,
+    num_steps: jax.Array | int,
+    capacity: int,
+) -> tuple[Any, Any]:
+    """Applies `step` a number of times that may be traced, and keeps its outputs.
+
+    One compiled program serves every number of steps up to the capacity, and computes
+    the same bits for each: XLA would merge a loop of a single step, if it could count
+    that step, into what surrounds it, and round elsewhere.  Not differentiable in
+    reverse mode.
+
+    Args:
+        step: `step(state) -> (state, output)`.
+        state: any pytree of arrays.
+        num_steps: how many times, from 0 to `capacity` (`[]` int32; not checked where
+            it is traced).
+        capacity: the rows of the outputs, at least 1.
+
+    Returns:
+        `(state, outputs)`; the outputs `[rows, ...]` with at least `capacity` rows, of
+        which the first `num_steps` are written and the rest zeros.
+
+    Raises:
+        ValueError: `capacity` is less than 1 or no integer; `num_steps` is outside.
+
+    Example:
+        >>> double = lambda s: (2.0 * s, s)
+        >>> state, outputs = iterate_recorded(double, 1.0, num_steps=2, capacity=3)
+        >>> float(state), outputs.tolist()
+        (4.0, [1.0, 2.0, 0.0])
+    """
+    capacity = checks.count("capacity", capacity, 1)
+    if not isinstance(num_steps, jax.Array):
+        num_steps = checks.count("num_steps", num_steps, 0)
+        if num_steps > capacity:
+            raise ValueError(
+                f"num_steps must be at most capacity = {capacity}, got {num_steps}."
+            )
+    # A write into a single row is a copy to XLA, and again another program.
+    rows = max(capacity, 2)
+    outputs = jax.tree.map(
+        lambda x: jnp.zeros((rows, *x.shape), x.dtype), jax.eval_shape(step, state)[1]
+    )
+
+    def body(carry: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
+        state, outputs, steps = carry
+        state, output = step(state)
+
+        def put(rows: jax.Array, row: Any) -> jax.Array:
+            row = jnp.asarray(row, rows.dtype)
+            return jax.lax.dynamic_update_index_in_dim(rows, row, steps, 0)
+
+        return state, jax.tree.map(put, outputs, output), steps + 1
+
+    start = (state, outputs, jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(lambda carry: carry[2] < num_steps, body, start)[:2]
+
+
 def iterate_until(
     step: Callable[[Any], Any],
     state: Any,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import closures
-from bilevel.iteration import iterate
+from bilevel.iteration import iterate_recorded
 from bilevel.problem import Batches, Solver
 
 
@@ -41,10 +41,10 @@ def run(
 ) -> tuple[Any, Any]:
     """Makes `num_steps` updates of `state`, and returns it with the history.
 
-    The updates are compiled once, as a scan over `chunk_size` steps (another run of the
-    same program, with other values, finds it compiled); between chunks the host shows
-    progress, calls callbacks and notices Ctrl-C, which ends the run with the state
-    reached (a second Ctrl-C raises `KeyboardInterrupt`).  The batch of step t is
+    The updates are compiled once, as a loop of up to `chunk_size` steps (another run of
+    the same program, with other values, finds it compiled); between chunks the host
+    shows progress, calls callbacks and notices Ctrl-C, which ends the run with the
+    state reached (a second Ctrl-C raises `KeyboardInterrupt`).  The batch of step t is
     `sample(fold_in(state.key, t))`, t counted over all runs, so that neither the chunk
     size nor an interruption changes the result.  Data that `sample` and the objectives
     close over is passed to the compiled program as arguments, not copied into it.
@@ -55,8 +55,7 @@ def run(
             donated).
         sample: `key -> Batches`, traceable; or one `Batches` for all steps.
         num_steps: how many updates, on top of those `state` has seen.
-        chunk_size: updates between two looks of the host.  A remainder is compiled
-            separately.
+        chunk_size: updates between two looks of the host.
         progress: see `Progress`; `bilevel.experiments.progress` has one.
         callbacks: see `Callback`.
 
@@ -99,21 +98,22 @@ def run(
         empty = jax.tree.map(lambda s: np.zeros((0, *s.shape), s.dtype), shapes)
         return state, empty
     hoisted, constants = closures.hoist(step, state, batches)
+    capacity = min(chunk_size, num_steps)
 
-    def many(carry: Any, rest: Any, length: int) -> tuple[Any, Any]:
+    def many(carry: Any, rest: Any, length: jax.Array) -> tuple[Any, Any]:
         constants, batches = rest
         one = lambda c: hoisted(constants, c, batches)
-        return iterate(one, carry, num_steps=length, history=True)
+        return iterate_recorded(one, carry, num_steps=length, capacity=capacity)
 
     rest = (constants, batches)
-    compiled = _compiled_once(many, state, rest, min(chunk_size, num_steps))
+    compiled = _compiled_once(many, state, rest)
     infos: list[Any] = []
     done = 0
     with _interrupts() as interrupted:
         while done < num_steps and not interrupted.is_set():
             length = min(chunk_size, num_steps - done)
-            state, info = compiled(state, rest, length)
-            info = jax.tree.map(np.asarray, info)
+            state, info = compiled(state, rest, np.int32(length))
+            info = _first(info, length)
             infos.append(info)
             done += length
             if progress is not None:
@@ -121,6 +121,11 @@ def run(
             if any([callback(state, info) for callback in callbacks]):
                 break
     return state, jax.tree.map(lambda *parts: np.concatenate(parts), *infos)
+
+
+def _first(rows: Any, length: int) -> Any:
+    """The rows of `length` steps, on the host."""
+    return jax.tree.map(lambda x: np.asarray(x)[:length], rows)
 
 
 def last_metrics(infos: Any) -> dict[str, float]:
@@ -150,7 +155,7 @@ _KEPT = 16  # compiled programs
 
 
 def _compiled_once(
-    function: Callable[..., Any], state: Any, rest: Any, length: int
+    function: Callable[..., Any], state: Any, rest: Any
 ) -> Callable[..., Any]:
     """`jax.jit`, shared between functions that are the same program.
 
@@ -158,8 +163,8 @@ def _compiled_once(
     values have changed is another program, and a solver that is made anew for every
     stage is not.  The text is small, since data are arguments.
     """
-    jitted = jax.jit(function, static_argnums=2, donate_argnums=0)
-    lowered = jitted.lower(state, rest, length)
+    jitted = jax.jit(function, donate_argnums=0)
+    lowered = jitted.lower(state, rest, np.int32(0))
     # Trees are no part of the text.
     trees = (lowered.in_tree, jax.tree.structure(lowered.out_info))
     key = (*trees, hashlib.sha256(lowered.as_text().encode()).digest())

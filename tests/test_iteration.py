@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bilevel
-from bilevel.iteration import iterate
+from bilevel.iteration import iterate, iterate_recorded
 
 MATRIX = jnp.array([[0.9, 0.2], [-0.3, 0.8]])
 
@@ -185,3 +185,43 @@ def test_p4_segments_are_a_small_program_at_every_length(num_steps: int):
         return len(compiled.as_text().splitlines())
 
     assert lines("segments") <= 3 * lines("step")
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 3])
+def test_recorded_steps_are_those_of_the_loop(num_steps: int):
+    def recorded(state: Any) -> Any:
+        return step(state), {"w": state["w"], "sum": jnp.sum(state["w"]), "one": 1}
+
+    def many(length: Any) -> Any:
+        first = start(jnp.array([0.1, 0.2]))
+        return iterate_recorded(recorded, first, num_steps=length, capacity=3)
+
+    state, outputs = jax.jit(many)(num_steps)
+    eager = many(num_steps)
+    expected, rows = start(jnp.array([0.1, 0.2])), []
+    for _ in range(num_steps):
+        rows.append(expected["w"])
+        expected = step(expected)
+    np.testing.assert_allclose(state["w"], expected["w"], rtol=1e-14)
+    written = np.array(rows).reshape(-1, 2)
+    np.testing.assert_allclose(outputs["w"][:num_steps], written, rtol=1e-14)
+    np.testing.assert_allclose(outputs["sum"][:num_steps], written.sum(1), rtol=1e-14)
+    np.testing.assert_array_equal(outputs["one"], np.arange(3) < num_steps)
+    assert not np.any(outputs["w"][num_steps:])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14),
+        (state, outputs),
+        eager,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "capacity", "message"),
+    [(4, 3, "at most"), (-1, 3, "num_steps"), (0, 0, "capacity"), (1.5, 3, "num_ste")],
+)
+def test_recorded_counts_are_checked(num_steps: Any, capacity: int, message: str):
+    first = start(jnp.zeros(2))
+    with pytest.raises(ValueError, match=message):
+        iterate_recorded(
+            lambda s: (step(s), 0), first, num_steps=num_steps, capacity=capacity
+        )
