@@ -195,8 +195,14 @@ def conjugate_gradients(
         max_steps=settings.max_steps,
     )
 
-    # The recursion drifts away from the true residual; what is reported is the latter.
-    true_residual = trees.sub(b, system.apply(state.solution))
+    # The recursion drifts away from the true residual, step by step; what is reported is
+    # the latter.
+    true_residual = jax.lax.cond(
+        num_steps > 0,
+        lambda s: trees.sub(b, system.apply(s.solution)),
+        lambda s: s.residual,
+        state,
+    )
     residual_norm = jnp.sqrt(trees.dot(true_residual, true_residual))
     final = state._replace(
         residual=true_residual,
