@@ -65,28 +65,27 @@ class Outer(NamedTuple):
 
 
 class PullbackInfo(NamedTuple):
-    """How a pull-back went; all fields are scalars.
+    """How a pull-back went; scalars, and None for what the rule does not know.
 
     Attributes:
         residual_norm: of the adjoint equation, |H u - v| / |v| (implicit: recomputed;
-            nudged: from the residuals of the two states; nan where a rule solves no
-            such equation).
-        error: estimated relative error of the adjoint u; nan if unknown.
+            nudged: from the residuals of the two states).
+        error: estimated relative error of the adjoint u.
         num_steps: `[]` int32, iterations spent on it.
         converged: the adjoint equation, or the nudged problems, were solved to the
             tolerance asked for; None for a rule that solves none.
         positive_definite: no negative curvature was met; None for a rule that does not
             look at curvature.
         bias: estimated relative bias of the rule against the derivative of the argmin,
-            0 for exact rules, nan if unknown.
+            0 for exact rules.
     """
 
-    residual_norm: jax.Array
-    error: jax.Array
+    residual_norm: jax.Array | None
+    error: jax.Array | None
     num_steps: jax.Array
     converged: jax.Array | None
     positive_definite: jax.Array | None
-    bias: jax.Array
+    bias: jax.Array | None
 
 
 class Pullback(NamedTuple):
@@ -157,16 +156,15 @@ def no_memory(inner: Tree) -> tuple[()]:
     return ()
 
 
-def plain_info(inner: Tree, *, bias: float = jnp.nan) -> PullbackInfo:
+def plain_info() -> PullbackInfo:
     """The report of a rule that solves no adjoint equation."""
-    dtype = trees.real_dtype(inner)
     return PullbackInfo(
-        residual_norm=jnp.full((), jnp.nan, dtype),
-        error=jnp.full((), jnp.nan, dtype),
+        residual_norm=None,
+        error=None,
         num_steps=jnp.zeros((), jnp.int32),
         converged=None,
         positive_definite=None,
-        bias=jnp.full((), bias, dtype),
+        bias=None,
     )
 
 

@@ -219,12 +219,12 @@ def _contrast(
 
     free = nudge.gradient(inner, jnp.zeros_like(strength))
 
-    def estimate(s: jax.Array) -> tuple[Tree, jax.Array, list[_Sample]]:
+    def estimate(s: jax.Array) -> tuple[Tree, jax.Array | None, list[_Sample]]:
         """The pull-back with nudge s, the estimate of its bias, and the samples."""
         plus = at(s)
         forward = trees.scale(1 / s, trees.sub(plus.gradient, free))
         if not centred:
-            return forward, jnp.full_like(s, jnp.nan), [plus]
+            return forward, None, [plus]
         minus = at(-s)
         backward = trees.scale(1 / s, trees.sub(free, minus.gradient))
         mean = trees.scale(0.5 / s, trees.sub(plus.gradient, minus.gradient))
@@ -245,7 +245,7 @@ def _contrast(
     residuals = jnp.stack([sample.residual for sample in samples])
     info = PullbackInfo(
         residual_norm=jnp.max(residuals),
-        error=jnp.full_like(bias, jnp.nan),
+        error=None,
         num_steps=sum(steps[1:], steps[0]),
         converged=jnp.all(jnp.stack([sample.converged for sample in samples])),
         positive_definite=None,
@@ -296,14 +296,13 @@ def _by_element(
         active.values,
         adjoint,
     )
-    nan = jnp.full((), jnp.nan, trees.real_dtype(inner))
     report = PullbackInfo(
-        residual_norm=nan,
-        error=nan,
+        residual_norm=None,
+        error=None,
         num_steps=num_steps,
         converged=converged,
         positive_definite=None,
-        bias=nan,
+        bias=None,
     )
     return Pullback(trees.scale(-1.0, pulled), report)
 

@@ -70,7 +70,7 @@ def one_step() -> Hypergradient:
             ]
 
         cotangent = jax.vjp(step, active.values)[1](outer.cotangent)[0]
-        return Pullback(cotangent, plain_info(inner))
+        return Pullback(cotangent, plain_info())
 
     def attach(
         problem: InnerProblem, readout: Any, trust: Trust

@@ -92,7 +92,7 @@ def truncated(
         memory: Any,
     ) -> Pullback:
         del problem, active, memory
-        return Pullback(saved(outer.cotangent)[0], plain_info(inner))
+        return Pullback(saved(outer.cotangent)[0], plain_info())
 
     def attach(
         problem: InnerProblem, readout: Any, trust: Trust

@@ -124,7 +124,7 @@ def unrolled(
             cotangent = saved(outer.cotangent)[0]
         else:
             cotangent = _contract(outer.cotangent, saved, active.values)
-        return Pullback(cotangent, plain_info(inner))
+        return Pullback(cotangent, plain_info())
 
     def attach(
         problem: InnerProblem, readout: Any, trust: Trust

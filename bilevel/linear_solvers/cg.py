@@ -195,8 +195,8 @@ def conjugate_gradients(
         max_steps=settings.max_steps,
     )
 
-    # The recursion drifts away from the true residual, step by step; what is reported is
-    # the latter.
+    # The recursion drifts away from the true residual step by step; what is reported
+    # is the latter.
     true_residual = jax.lax.cond(
         num_steps > 0,
         lambda s: trees.sub(b, system.apply(s.solution)),

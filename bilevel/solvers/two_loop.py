@@ -44,7 +44,8 @@ class TwoLoopInfo(NamedTuple):
         inner_residual: relative residual of the inner solve.
         inner_steps: `[]` int32.
         inner_converged: whether it met its tolerance.
-        adjoint_residual: relative residual of the adjoint equation.
+        adjoint_residual: relative residual of the adjoint equation; None for a rule
+            that solves none.
         adjoint_steps: `[]` int32.
         positive_definite: no negative curvature was met by the adjoint solve; None for
             a rule that does not look at curvature.
@@ -60,7 +61,7 @@ class TwoLoopInfo(NamedTuple):
     inner_residual: jax.Array
     inner_steps: jax.Array
     inner_converged: jax.Array
-    adjoint_residual: jax.Array
+    adjoint_residual: jax.Array | None
     adjoint_steps: jax.Array
     positive_definite: jax.Array | None
     error: jax.Array | None
