@@ -306,6 +306,7 @@ def test_trustworthy_gradients_are_silent(rule: Any):
     assert distance(got, expected_gradient()) <= 1e-4
 
 
+@pytest.mark.thorough
 def test_trustworthy_gradients_are_not_nan():
     assert distance(gradient(implicit(), 200, "nan"), expected_gradient()) <= 1e-8
 

@@ -61,6 +61,7 @@ def test_mixed_products_are_those_of_the_mixed_jacobian():
     assert distance(pushed, unravel(matrix @ tangent[0])) <= 1e-13
 
 
+@pytest.mark.thorough
 def test_gauss_newton_is_the_part_of_the_hessian_that_it_says():
     features = jnp.array([[1.0, 2.0], [0.5, -1.0], [2.0, 0.1]])
 
@@ -93,6 +94,7 @@ def test_symmetric_gradient_has_the_values_and_the_pull_back_of_the_plain_one():
     assert distance(pull(mixed), pull(plain)) <= 1e-13
 
 
+@pytest.mark.thorough
 def test_symmetric_gradient_can_be_differentiated_in_reverse_mode_twice():
     def loss(gradient: Any, x: jax.Array) -> jax.Array:
         theta = {**OUTER, "x": x}

@@ -95,6 +95,7 @@ BIASED = {"kernel": 0.0, "bias": 0.0}
     [None, linear_solvers.dense(), linear_solvers.neumann(0.2, 300)],
     ids=["cg", "dense", "neumann"],
 )
+@pytest.mark.thinned(3)
 def test_c3_a_leaf_that_x_does_not_touch(linear_solver: Any):
     """k = 1 / (x + 1/2), so that d/dx (k - 1)^2 = -2 (k - 1) k^2."""
     solve = argmin(
@@ -110,6 +111,7 @@ def test_c3_a_leaf_that_x_does_not_touch(linear_solver: Any):
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(1.0), 8 / 27, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_c3_three_levels_over_a_leaf_that_x_does_not_touch():
     def outer(w, x, b):
         return (w["kernel"] - 1.0) ** 2
@@ -125,6 +127,7 @@ def test_c3_three_levels_over_a_leaf_that_x_does_not_touch():
     np.testing.assert_allclose(gradient, -0.125, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_c4_rounding_reaches_the_gradient_through_two_solves():
     """v is nearly orthogonal to the weak direction of H; answers in rationals."""
     rng, problems = np.random.default_rng(0), []
@@ -172,6 +175,7 @@ def test_c4_rounding_reaches_the_gradient_through_two_solves():
         assert error <= 1e-4
 
 
+@pytest.mark.thorough
 def test_c5_constants_of_extreme_size_in_the_cotangent():
     """Known to the compiler, which may undo a scaling; in float32."""
     curvatures = jnp.logspace(0, 5, 20).astype(jnp.float32)
@@ -215,6 +219,7 @@ def test_c6_a_small_leaf_beside_a_large_one_is_judged_for_itself():
     assert bool(jnp.isnan(gradient(1.0)))
 
 
+@pytest.mark.thorough
 def test_c7_forward_mode_is_watched():
     """Three steps give -0.186 in place of -0.933."""
 
@@ -290,6 +295,7 @@ def test_c10_a_constant_added_to_the_objective_moves_no_stopping_rule():
         assert bool(jnp.isnan(gradient(x, jnp.float32(constant))).all())
 
 
+@pytest.mark.thorough
 def test_c11_newton_knows_no_scale_where_curvature_is_negative():
     """The minima have w^2 = x, so that F = 2 x: from a start near the maximum."""
     dtype = jnp.float32
@@ -344,6 +350,7 @@ def test_c14_no_step_is_divided_by_a_curvature_of_rounding():
     assert not bool(out.info.trustworthy)
 
 
+@pytest.mark.thorough
 def test_c14_the_damped_derivative_of_a_singular_problem_is_trusted():
     """Least squares with 3 rows and 6 unknowns: -J'(H + d I)^-1 v, in closed form."""
     rng = np.random.default_rng(0)
@@ -403,6 +410,7 @@ def test_c16_what_nobody_computed_is_unchecked():
     assert (history.trustworthy, history.error, history.reason) == 3 * (None,)
 
 
+@pytest.mark.thorough
 def test_n1_training_reports_a_certificate_where_asked_for_and_curvature_always():
     unchecked, checked = updated(certify=False), updated(certify=True)
     assert bool(unchecked.positive_definite)
@@ -432,6 +440,7 @@ def test_c17_one_warning_for_one_line_that_names_the_test_and_the_line():
     assert any(reason in str(warning.message) for reason in REASONS[1:])
 
 
+@pytest.mark.thorough
 def test_n3_the_warning_says_which_test_failed_and_comes_once():
     """90 steps are enough for the promise of 1e-2, 60 are not."""
     matrix = jnp.diag(jnp.linspace(0.05, 1.0, 20)).astype(jnp.float32)

@@ -223,6 +223,7 @@ def test_biased_rules_are_trusted_only_where_they_meet_the_argmin(name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.thinned(2)
 def test_a_cotangent_with_little_of_a_nearly_flat_direction(dtype: str):
     """H = diag(1, l), v = (1, s): the residual s of the first step of CG looks small,
     and l in it cannot be seen; the gradient is 1 + 20 s / l = 1.2."""
@@ -241,6 +242,7 @@ def test_a_cotangent_with_little_of_a_nearly_flat_direction(dtype: str):
     assert not bool(report.info.trustworthy)
 
 
+@pytest.mark.thorough
 def test_a_nearly_flat_direction_in_which_newton_takes_many_steps():
     """dG/dw is small beside what descent left of the other direction; from w1 = 0 a
     Newton step goes to 1, where F is what it was; it is not at 3, the minimum."""

@@ -18,6 +18,7 @@ def check(blocks, shape):
 
 
 @pytest.mark.parametrize("make", [dense, convolutional])
+@pytest.mark.thinned(2)
 def test_dense_convolution_and_pooling_pass(make):
     chain, shape = make()
     inputs, _ = data(shape)

@@ -107,6 +107,7 @@ def test_every_rule_of_chains_is_compared():
 
 @pytest.mark.parametrize("activation", [softmax, mixed], ids=lambda a: a.name)
 @pytest.mark.parametrize("name", EXACT)
+@pytest.mark.thinned(3)
 def test_rules_that_are_back_propagation(name, activation):
     chain, params, inputs, labels, exact = on_chain(activation)
     rule = getattr(energy, name)(chain, COST)
@@ -152,6 +153,7 @@ def test_direct_feedback_with_the_products_of_the_weights():
     assert relative_error(grads[:1], exact[:1]) > 0.1
 
 
+@pytest.mark.thorough
 def test_inverses_of_coupled_layers_have_the_layers_shape():
     """Softmax over the channels of an image, not over all of its units."""
     flat = [lambda s: s.reshape(len(s), -1), Dense(CLASSES)]

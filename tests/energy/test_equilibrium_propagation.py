@@ -139,6 +139,7 @@ def unrolled(network, params, inputs, labels, num_steps=300):
 
 
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.thinned(3)
 def test_recurrent_back_propagation_is_the_gradient_through_the_sweeps(name):
     network, args, (_, exact) = problem(name)
     assert relative_error(exact, unrolled(network, *args)[0]) < 1e-9
@@ -156,6 +157,7 @@ def test_recurrent_back_propagation_of_units_at_their_bounds():
     assert bool(aux.converged)
 
 
+@pytest.mark.thorough
 def test_recurrent_back_propagation_of_asymmetric_weights():
     """No energy has this response, but a solver for any matrix has its gradient."""
     network, (inputs, labels) = recurrent(symmetric=False)
@@ -188,6 +190,7 @@ def test_recurrent_back_propagation_tolerates_what_it_says():
     assert not bool(report(0.9 * ratio, 25).converged)
 
 
+@pytest.mark.thorough
 def test_contrast_is_hebbian():
     network, (params, inputs, labels), _ = problem("dense")
     beta, free, nudged = 0.2, SYNCHRONOUS(20), SYNCHRONOUS(3)
@@ -220,6 +223,7 @@ def test_contrast_is_hebbian():
     np.testing.assert_allclose(value, jnp.sum(errors**2) / 2 / len(inputs), rtol=1e-13)
 
 
+@pytest.mark.thorough
 def test_random_sign_is_one_of_the_two():
     network, args, _ = problem("dense")
     few = SYNCHRONOUS(2)

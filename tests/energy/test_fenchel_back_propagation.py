@@ -57,6 +57,7 @@ def test_is_the_published_sweep(output):
 
 
 @pytest.mark.parametrize("make", [dense, convolutional])
+@pytest.mark.thinned(2)
 def test_order_of_the_error_in_a_common_factor(make):
     network, shape = make()
     factors = 0.02 * 0.5 ** np.arange(4)

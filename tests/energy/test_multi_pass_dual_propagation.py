@@ -373,6 +373,7 @@ def test_the_original_rule_takes_the_cost_at_every_visit(order):
 
 @pytest.mark.parametrize("num_passes", [1, 3])
 @pytest.mark.parametrize("variant", ["original", "relinearised"])
+@pytest.mark.thinned(4)
 def test_the_dyads_that_are_told_were_visited(variant, num_passes):
     """E14: those of the output, too."""
     _, found = kernels_of(0.5, num_passes=num_passes, variant=variant)

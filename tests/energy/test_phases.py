@@ -368,6 +368,7 @@ def test_a_traced_nudge_that_is_none_has_not_converged(which):
         assert bool(run(beta)[0][1].converged) is expected
 
 
+@pytest.mark.thorough
 def test_a_label_that_is_no_class():
     network, params, inputs, _ = hopfield("tanh", 8, 3)
     for cost in (energy.squared_error(), energy.cross_entropy()):

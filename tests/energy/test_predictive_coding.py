@@ -325,6 +325,7 @@ def test_coupled_learning_is_the_pull_back_of_the_force():
     np.testing.assert_allclose(slopes(make, weighted, params), 1, atol=0.05)
 
 
+@pytest.mark.thorough
 def test_contrastive_hebbian_learning_clamps_the_targets():
     network, params, *_ = linear_network()
     free, clamped = (sweeps(n, order="synchronous") for n in (20, 6))

@@ -108,6 +108,7 @@ def test_direct_feedback_alignment_is_exact_for_linear_networks():
         assert found == [number >= 3 - num_exact for number in range(3)]
 
 
+@pytest.mark.thorough
 def test_direct_feedback_through_convolutions():
     network, shape = convolutional("identity")
     inputs, labels = data(shape)

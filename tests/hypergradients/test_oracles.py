@@ -164,6 +164,7 @@ def test_forward_mode_unrolls_what_reverse_mode_cannot(closed_form: jax.Array):
     assert distance(got, closed_form) <= 1e-6
 
 
+@pytest.mark.thorough
 def test_implicit_does_not_depend_on_the_map():
     results = [
         hypergradient(implicit(), inner_solvers.fixed_point(mapping))

@@ -116,11 +116,13 @@ def calls(row: Row) -> list[tuple[Any, Any]]:
 
 
 @all_rows
+@pytest.mark.thinned(2)
 def test_leaves_that_differ(row: Row):
     check(row, jax.jit(jax.grad(loss_of(row))), calls(row))
 
 
 @rows(["implicit, CG", "nudged, centred", "unrolled"])
+@pytest.mark.thinned(3)
 def test_leaves_that_differ_without_jit(row: Row):
     check(row, jax.grad(loss_of(row)), calls(row)[:1])
 

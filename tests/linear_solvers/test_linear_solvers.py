@@ -311,6 +311,7 @@ def test_neumann_error_falls_like_the_power_of_the_number_of_terms():
     np.testing.assert_allclose(slope, np.log(1 - step * smallest), rtol=0.02)
 
 
+@pytest.mark.thorough
 def test_neumann_reports_what_it_left_out():
     solution, info = solve(neumann(0.4, 20), MATRIX, RHS)
     error = distance(solution, exact(MATRIX, RHS))

@@ -83,6 +83,7 @@ def test_cg_does_not_divide_by_the_curvature_of_rounding():
 
 
 @every_solver
+@pytest.mark.thinned(2)
 def test_constants_of_extreme_size_under_jit(name: str):
     """A compiler sees them, and may undo a scaling."""
     matrix = MATRIX.astype(jnp.float32)

@@ -365,6 +365,7 @@ def test_projections_come_to_levels(name):
     assert errors[2] < 1e-12
 
 
+@pytest.mark.thorough
 def test_mirror_descent_in_the_dual_is_that_in_the_primal():
     """kappa constant; the primal update is in closed form, a tanh addition."""
     rng = np.random.default_rng(4)
@@ -405,6 +406,7 @@ def test_mirror_descent_is_the_contrast_in_the_dual():
 @pytest.mark.parametrize("levels", [BINARY, TERNARY, UNEVEN], ids=lambda f: f.name)
 @pytest.mark.parametrize("strength", [0.05, 0.4, 3.0])
 @pytest.mark.parametrize("form", ["l1", "l2"])
+@pytest.mark.thinned(3)
 def test_proxquant_is_the_argmin_of_its_energy(levels, strength, form):
     values = levels.levels()
 

@@ -51,6 +51,7 @@ def chosen_of(latent):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thinned(2)
 def test_tree(name):
     quantizer = QUANTIZERS[name]
     latent, state = started(name)

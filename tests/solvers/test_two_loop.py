@@ -149,6 +149,7 @@ def test_projection_certificate_and_optimizer_state():
     assert state.adjoint == ()  # this rule has no adjoint to keep
 
 
+@pytest.mark.thorough
 def test_aux_of_the_outer_objective_is_reported():
     problem = bilevel.Problem(
         ridge, lambda w, x, b: (readout(w, x, b), {"w": w}), outer_has_aux=True
