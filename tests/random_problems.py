@@ -245,7 +245,7 @@ def errors(batch: Problems, result: Result, i: int) -> Errors:
     data = Data(*(field[i] for field in batch.data))
     inner, got = rational(w), rational(gradient)
     leaves = LEAVES if batch.family.leaves else (slice(None),)
-    best = WRONG
+    best, nearest = WRONG, math.inf
     for answer in batch.truths[i].answers(inner):
         if result.cotangent is None:
             direct = rational(data.direct)
@@ -261,7 +261,10 @@ def errors(batch: Problems, result: Result, i: int) -> Errors:
             exact_answers.relative(gap[leaf], exact_answers.norm(answer.inner[leaf]))
             for leaf in leaves
         ]
-        best = min(best, Errors(exact_answers.relative(off, total), max(apart)))
+        distance = exact_answers.norm(gap)
+        if distance < nearest:
+            nearest = distance
+            best = Errors(exact_answers.relative(off, total), max(apart))
     return best
 
 

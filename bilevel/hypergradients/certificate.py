@@ -16,8 +16,8 @@ the gradient through two chained solves, as eps times the condition number squar
 
 Every solve stops as soon as what is left cannot change the verdict: near a solution the
 Newton step is below rounding, and the rule's adjoint is accurate already.  Rounding is
-taken to be larger than it is at first, which spares the Newton step where the gradient
-is trusted even so; only if it is not, more closely (see `Precision`).
+first taken to be larger than it is, if that spares the Newton step; if the gradient is
+not trusted even so, it is looked at more closely (see `Precision`).
 """
 
 from typing import NamedTuple
@@ -132,7 +132,7 @@ def certify(
     # None where the rule has failed; a loop, so that the comparison is compiled once.
     def step(s: _Search) -> _Search:
         report = _turn(problem, inner, active, outer, result, rtol, s.turn, forward)
-        return _Search(report.certificate, s.turn + 1, report.again)
+        return _Search(report.certificate, report.turn + 1, report.again)
 
     last, _ = iterate_until(
         step,
@@ -163,6 +163,7 @@ def _failed_already(result: Pullback, inner: Tree) -> Certificate:
 
 class _Turn(NamedTuple):
     certificate: Certificate
+    turn: jax.Array
     again: jax.Array  # rounding may have been taken too large: look again
 
 
@@ -206,5 +207,6 @@ def _turn(
     # much for small ones.
     again = ((reason == _ERROR) | (reason == _INNER)) & around.is_converged
     again = again & (len(jax.tree.leaves(inner)) > 1)
-    again = jnp.where(turn == Precision.COARSE, reason != _NONE, again)
-    return _Turn(certificate, again & (turn < Precision.LEAFWISE))
+    again = jnp.where(around.turn == Precision.COARSE, reason != _NONE, again)
+    again = again & (around.turn < Precision.LEAFWISE)
+    return _Turn(certificate, around.turn, again)

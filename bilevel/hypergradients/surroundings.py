@@ -39,7 +39,7 @@ _STEPS = 12  # of the random solve, at least
 class Precision(IntEnum):
     """How closely rounding is looked at, turn by turn."""
 
-    COARSE = 0  # taken for `_COARSE` times of what it is
+    COARSE = 0  # taken for `_COARSE` times of what it is, if that spares a solve
     ISOTROPIC = 1  # alike in all leaves
     LEAFWISE = 2  # every leaf has its own
 
@@ -62,6 +62,7 @@ class Surroundings(NamedTuple):
         is_solved: `[]` bool, the Newton step has made dG/dw small.
         is_converged: `[]` bool, there is nothing but rounding left to solve.
         change: `[]`, the relative error of w, that of the worst leaf.
+        turn: `[]`, the `Precision` of all this.
         smallest: `[]`, about the smallest eigenvalue of H, or less.
         linear: the optimality map linearised at w.
         solved: the linear systems of both moves.
@@ -77,6 +78,7 @@ class Surroundings(NamedTuple):
     is_solved: jax.Array
     is_converged: jax.Array
     change: jax.Array
+    turn: jax.Array
     smallest: jax.Array
     linear: Linearised
     solved: Solved
@@ -99,7 +101,7 @@ def look_around(
         active: what is differentiated; its values do not move here.
         cotangent: v, the right-hand side of the rule's own linear system.
         result: of the rule: its damping, preconditioner and number of steps are used.
-        turn: `[]` int32, a `Precision`.
+        turn: `[]` int32, the lowest `Precision` to look with.
 
     Cost: a linear solve, another as far as w is not solved to rounding, and about 5 g.
     """
@@ -107,9 +109,12 @@ def look_around(
     gap = residual(inner, active.values)
     linear = linearise(problem, inner, active, result)
     random = _random_like(inner)
-    taken = jnp.where(turn == Precision.COARSE, _COARSE, 1)  # for more than it is
-    noise = trees.scale(taken, _noise(linear, inner, random, turn))
+    noise = _noise(linear, inner, random, turn)
     size, count = trees.norm(noise), sum(x.size for x in jax.tree.leaves(inner))
+    is_coarse = (turn == Precision.COARSE) & (trees.norm(gap) <= _COARSE * size)
+    turn = jnp.where(is_coarse, turn, jnp.maximum(turn, Precision.ISOTROPIC))
+    taken = jnp.where(is_coarse, _COARSE, 1)  # for more than it is
+    noise, size = trees.scale(taken, noise), taken * size
     tight = default_rtol(inner)
     # Small problems are looked at thoroughly: what the random vector has of a direction
     # can be small by chance.  In large ones CG takes a quarter of the steps that the
@@ -119,9 +124,12 @@ def look_around(
     if count <= _SMALL:
         budget, thorough = CAP, 1e-2 * tight
     # Below rounding the Newton step is none; in the last turn every leaf is resolved.
-    floor = jnp.where(turn == Precision.LEAFWISE, 0, size)
+    is_leafwise = turn == Precision.LEAFWISE
+    floor = jnp.where(is_leafwise, 0, size)
+    # The steps of small leaves must not drown in what is left of those of large ones.
+    accurate = jnp.where(is_leafwise, 1e-2 * tight, tight)
     solved = solve_all(
-        linear, System(noise, thorough, 0.0, budget), System(gap, tight, floor)
+        linear, System(noise, thorough, 0.0, budget), System(gap, accurate, floor)
     )
     blur, newton = solved.solutions
     length = trees.norm(blur)
@@ -150,6 +158,7 @@ def look_around(
         is_solved=trees.norm(left) <= 0.1 * trees.norm(gap) + rounding,
         is_converged=trees.norm(gap) <= 10 * size / taken,
         change=_change(inner, newton, blur, turn),
+        turn=turn,
         smallest=smallest,
         linear=linear,
         solved=solved,
@@ -227,6 +236,9 @@ def _noise(
 def _change(inner: Tree, newton: Tree, blur: Tree, turn: jax.Array) -> jax.Array:
     """The relative error of w: the largest over leaves, each against its own size.
 
+    With margins: measured over random problems, the rounding was up to 1.6 times what
+    a random vector tells, and the rest, to second order the Newton step, up to 1.04.
+
     A leaf that is zero up to rounding (a bias of centred data) has no size of its own
     and is held against all of w; that a leaf is so small is said in the last turn
     only, where the rounding of every leaf is known by itself.
@@ -235,8 +247,8 @@ def _change(inner: Tree, newton: Tree, blur: Tree, turn: jax.Array) -> jax.Array
 
     def of_leaf(w: jax.Array, step: jax.Array, rounding: jax.Array) -> jax.Array:
         size = jnp.maximum(trees.norm(w), trees.norm(w - step))
-        moved, blurred = trees.norm(step), trees.norm(rounding)
-        is_zero = (size <= 10 * blurred) & (moved <= 10 * blurred)
+        moved, blurred = 1.1 * trees.norm(step), 2 * trees.norm(rounding)
+        is_zero = (size <= blurred) & (moved <= 5 * blurred)
         is_zero = is_zero & (turn == Precision.LEAFWISE)
         return ratio(moved + blurred, jnp.where(is_zero, whole, size))
 

@@ -13,12 +13,15 @@ def dense(*, symmetric: bool = True) -> LinearSolver:
     """Forms A column by column and factorises it.
 
     Exact to rounding, and the only solver here that knows the whole spectrum; for up
-    to about a thousand unknowns.  It flattens the tree, so sharded leaves are gathered.
+    to about a thousand unknowns.  Of a singular A (an eigenvalue of at most d eps times
+    the largest counts as zero) it gives the solution of least squares and minimum norm,
+    which is `converged` only if b lies in the range of A.  It flattens the tree, so
+    sharded leaves are gathered.
 
     Args:
         symmetric: A is symmetric (a Hessian): `positive_definite`, `smallest` and
-            `largest` come from its eigenvalues.  Otherwise LU, from singular values,
-            and `positive_definite` refers to the symmetric part of A.
+            `largest` come from its eigenvalues.  Otherwise from singular values, and
+            `positive_definite` refers to the symmetric part of A.
 
     Returns:
         A `LinearSolver`.  Cost: d products with A and O(d^3); memory d^2, for d
@@ -48,12 +51,12 @@ def dense(*, symmetric: bool = True) -> LinearSolver:
         if symmetric:
             matrix = (matrix + matrix.T) / 2
             values, vectors = jnp.linalg.eigh(matrix)
-            solution = vectors @ ((vectors.T @ target) / values)
+            solution = vectors @ _divide(vectors.T @ target, values)
             lowest, magnitudes = values[0], jnp.abs(values)
         else:
-            solution = jnp.linalg.solve(matrix, target)
+            left, magnitudes, right = jnp.linalg.svd(matrix)
+            solution = right.T @ _divide(left.T @ target, magnitudes)
             lowest = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[0]
-            magnitudes = jnp.linalg.svd(matrix, compute_uv=False)
         residual = jnp.linalg.norm(target - matrix @ solution)
         condition = jnp.max(magnitudes) / jnp.min(magnitudes)
         is_zero = size == 0
@@ -70,3 +73,11 @@ def dense(*, symmetric: bool = True) -> LinearSolver:
         return trees.scale(size, unravel(solution.astype(flat.dtype))), info
 
     return LinearSolver(solve, symmetric_only=symmetric)
+
+
+def _divide(target: jax.Array, values: jax.Array) -> jax.Array:
+    """`target / values`, and 0 where a value is 0 up to rounding of the largest."""
+    magnitudes = jnp.abs(values)
+    rounding = len(values) * jnp.finfo(values.dtype).eps * jnp.max(magnitudes)
+    is_zero = magnitudes <= rounding
+    return jnp.where(is_zero, 0, target / jnp.where(is_zero, 1, values))

@@ -405,3 +405,27 @@ def test_can_be_differentiated_inside_custom_linear_solve(factory: Callable):
 def test_settings_are_checked(build: Callable, message: str):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("zero", [0.0, 1e-18])
+def test_dense_gives_the_minimum_norm_where_the_matrix_is_singular(
+    symmetric: bool, zero: float
+):
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    for turn in (np.eye(3), rotation):
+        matrix = jnp.array(turn @ np.diag([2.0, zero, 0.5]) @ turn.T)
+        inside = jnp.array(turn @ np.array([1.0, 0.0, 3.0]))
+        solver = dense(symmetric=symmetric)
+        solution, info = solver.solve(
+            lambda u, matrix=matrix: matrix @ u, inside, None, None
+        )
+        expected = turn @ np.array([0.5, 0.0, 6.0])
+        np.testing.assert_allclose(solution, expected, rtol=1e-12, atol=1e-12)
+        assert bool(info.converged)
+        outside = jnp.array(turn @ np.array([1.0, 1.0, 3.0]))
+        solution, info = solver.solve(
+            lambda u, matrix=matrix: matrix @ u, outside, None, None
+        )
+        np.testing.assert_allclose(solution, expected, rtol=1e-12, atol=1e-12)
+        assert not bool(info.converged)
