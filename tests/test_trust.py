@@ -297,3 +297,34 @@ def test_a_flat_outer_objective_beside_a_kink():
     )(jnp.zeros(()), jnp.ones(()), bilevel.Batches())
     assert float(report.gradient) == 0.0  # and not 1
     assert not bool(report.info.trustworthy)
+
+
+def test_a_small_leaf_that_is_not_solved_beside_a_large_one():
+    """Its Newton step of 5e-6 is below the accuracy, in the norm of all leaves, to
+    which a step of 0.25 in the large one, its rounding, is solved for."""
+    hessian = jnp.array([[0.785486, 0.376008], [0.376008, 0.34092]], jnp.float32)
+    slopes = jnp.array([[-7.07e5, 1.005e5], [-3.92e5, 4.39e4]], jnp.float32)
+
+    def objective(w: dict, x: jax.Array, _: object) -> jax.Array:
+        large = w["large"] @ (hessian @ w["large"]) / 2 - w["large"] @ (slopes @ x)
+        return large + 0.01 * jnp.sum((w["small"] - 4e-4 * x[:1]) ** 2)
+
+    def nearly(w: dict, x: jax.Array, off: jax.Array) -> dict:
+        large = jnp.linalg.solve(hessian, slopes @ x).at[0].add(off[0])
+        return {"large": large, "small": 4e-4 * x[:1] * (1 + off[1])}
+
+    solve = bilevel.argmin(
+        objective, inner_solvers.closed_form(nearly), on_untrustworthy="nan"
+    )
+    start = {"large": jnp.zeros(2, "float32"), "small": jnp.zeros(1, "float32")}
+
+    @jax.jit
+    def trusted(of_large: float, of_small: float) -> jax.Array:
+        off = jnp.array([of_large, of_small], jnp.float32)
+        x = jnp.array([0.88, 0.14], jnp.float32)
+        pulled = jax.grad(lambda x: solve(start, x, off)[0]["large"][0])(x)
+        return jnp.isfinite(pulled).all()
+
+    for of_large in (0.0, 0.06, 0.25):
+        assert trusted(of_large, 0.0)
+        assert not trusted(of_large, 0.015)

@@ -115,8 +115,9 @@ def certify(
 
     Returns:
         A `Certificate`.  Cost: one linear solve for a random right-hand side, two more
-        as far as the verdict needs them, and about 10 g; skipped (and untrustworthy) if
-        the rule's own solve ended at its cap or met negative curvature.
+        as far as the verdict needs them, and about 10 g, once where the first look is
+        enough, at most three times; skipped (and untrustworthy) if the rule's own solve
+        ended at its cap or met negative curvature.
     """
     inner, values, cotangent = jax.lax.stop_gradient(
         (inner, active.values, outer.cotangent)

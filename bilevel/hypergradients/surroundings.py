@@ -127,7 +127,7 @@ def look_around(
     is_leafwise = turn == Precision.LEAFWISE
     floor = jnp.where(is_leafwise, 0, size)
     # The steps of small leaves must not drown in what is left of those of large ones.
-    accurate = jnp.where(is_leafwise, 1e-2 * tight, tight)
+    accurate = jnp.where(is_leafwise, 1e-3 * tight, tight)
     solved = solve_all(
         linear, System(noise, thorough, 0.0, budget), System(gap, accurate, floor)
     )

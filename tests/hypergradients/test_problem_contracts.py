@@ -421,3 +421,17 @@ def test_integer_leaves_beside_real_ones(row: Row):
     np.testing.assert_allclose(gradient(1.5), 2 * scale, rtol=1e-6)
     with pytest.raises(ValueError, match="inner"):
         solver({"v": jnp.zeros(3, jnp.int32)}, {"a": 1.0, "power": 2}, batch)
+
+
+@all_rows
+@pytest.mark.thinned(3)
+def test_what_a_rule_does_not_know_is_no_nan(row: Row):
+    """`jax_debug_nans` stops at any."""
+    evaluate = bilevel.value_and_hypergradient(
+        bilevel.Problem(ridge, readout), row.solver, row.rule(row.nudge), certify=False
+    )
+    data = row.data(0)
+    with jax.debug_nans(True):
+        out = jax.jit(evaluate)(jnp.zeros(3), jnp.zeros(3), bilevel.Batches(data, data))
+    for leaf in jax.tree.leaves(out.info.pullback):
+        assert np.isfinite(leaf)
