@@ -42,10 +42,12 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(COMPILED, ignore_errors=True)
 
 
-# A shell starts background jobs with Ctrl-C ignored, and children inherit that: the
-# tests that send one would wait in vain.
+# A shell starts background jobs with Ctrl-C ignored, `nohup` ignores the hang-up, and
+# children inherit that: the tests that send one would wait in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Examples and notebooks that plot must not look for a display, in subprocesses either.
 os.environ.setdefault("MPLBACKEND", "Agg")
