@@ -24,6 +24,7 @@ from bilevel.hypergradients.base import (
     PullbackInfo,
     Theta,
     Trust,
+    assert_pullback,
     require_dependence,
 )
 from bilevel.inner_solvers import InnerInfo, InnerSolver
@@ -312,6 +313,7 @@ def _evaluate(
     start = () if memory is None else memory
     with jax.named_scope("adjoint"):
         result = rule.pullback(lower, inner, active, saved, upper, start)
+    assert_pullback(result, inner, active)
     report = (None, None, None)
     if rtol is not None:
         report = certificate.certify(lower, inner, active, upper, result, rtol)

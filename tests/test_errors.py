@@ -11,6 +11,7 @@ from reference_problems import readout, ridge, ridge_data
 import bilevel
 from bilevel import hypergradients, inner_solvers, linear_solvers, solvers
 from bilevel.hypergradients import implicit, nudged, one_step, truncated, unrolled
+from bilevel.hypergradients.attach import by_pullback
 
 DATA = ridge_data(0)
 START, OUTER = jnp.zeros(3), jnp.array([-0.8, 0.2, -0.3])
@@ -257,3 +258,56 @@ def test_settings_of_run():
     with pytest.raises(ValueError, match="got 1 and 0"):
         bilevel.run(solver, state, batches, num_steps=1, chunk_size=0)
     assert hypergradients.implicit().name == "implicit"
+
+
+def _squares(w: Any, x: Any, _: Any) -> Any:
+    return jnp.sum((w - x) ** 2)
+
+
+@pytest.mark.parametrize("through", ["value_and_hypergradient", "grad"])
+@pytest.mark.parametrize("apply", [jnp.sum, lambda r: r[:, None], lambda r: {"w": r}])
+def test_preconditioner_of_another_shape(apply: Any, through: str):
+    rule = implicit(preconditioner=lambda w, x, b: apply)
+    with pytest.raises(ValueError, match=r"preconditioner\(...\)\(r\) must have the"):
+        _hypergradient(through, rule, None)
+
+
+def _hypergradient(through: str, rule: Any, solver: Any) -> Any:
+    if through == "grad":
+        solve = bilevel.argmin(_squares, solver, rule)
+        return jax.grad(lambda x: jnp.sum(solve(jnp.zeros(3), x)[0]))(jnp.ones(3))
+    problem = bilevel.Problem(_squares, _squares)
+    evaluate = bilevel.value_and_hypergradient(problem, solver, rule, certify=False)
+    return evaluate(jnp.zeros(3), jnp.ones(3))
+
+
+@pytest.mark.parametrize("through", ["value_and_hypergradient", "grad"])
+@pytest.mark.parametrize("field", ["cotangent", "adjoint"])
+def test_rule_of_ones_own_whose_result_has_another_shape(field: str, through: str):
+    # A scalar would be added to dF/dx by broadcasting.
+    plain = one_step()
+
+    def pullback(*arguments: Any) -> Any:
+        result = plain.pullback(*arguments)
+        right = result.cotangent if field == "cotangent" else jnp.ones(3)
+        wrong = jax.tree.map(jnp.sum, right)
+        return result._replace(**{field: wrong})
+
+    def attach(problem: Any, outer: Any, trust: Any) -> Any:
+        return by_pullback(rule, problem, outer, trust)
+
+    rule = plain._replace(pullback=pullback, attach=attach)
+    solver = inner_solvers.gradient_descent(0.4, max_steps=50)
+    with pytest.raises(AssertionError, match=r"shapes: \(\) != \(3,\)"):
+        _hypergradient(through, rule, solver)
+
+
+def test_solver_of_ones_own_whose_step_returns_another_shape():
+    plain = inner_solvers.gradient_descent(0.4, max_steps=3)
+
+    def step(*arguments: Any) -> Any:
+        inner, state, info = plain.step(*arguments)
+        return jnp.sum(inner), state, info
+
+    with pytest.raises(AssertionError, match=r"shapes: \(\) != \(3,\)"):
+        _hypergradient("grad", None, plain._replace(step=step))

@@ -22,6 +22,7 @@ from bilevel.hypergradients.base import (
     Outer,
     Theta,
     Trust,
+    assert_pullback,
     perturbed,
     require_dependence,
 )
@@ -68,6 +69,7 @@ def by_pullback(
             memory = rule.init(inner)
             with jax.named_scope("adjoint"):
                 result = rule.pullback(problem, inner, active, saved, outer, memory)
+            assert_pullback(result, inner, active)
             cotangent = result.cotangent
             if trust.on_untrustworthy != "ignore":
                 report = certificate.certify(

@@ -7,6 +7,7 @@ the argmin is dw*/dx = -H^-1 J, and the pull-back of a cotangent v is -J' u, H u
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -148,6 +149,24 @@ class Hypergradient(NamedTuple):
     forward: Callable[[InnerProblem, Tree, Active], tuple[Tree, InnerInfo, Any]]
     pullback: Callable[[InnerProblem, Tree, Active, Any, Outer, Any], Pullback]
     attach: Callable[[InnerProblem, Any, Trust], Callable[[Tree, Theta], Any]]
+
+
+def assert_pullback(result: Pullback, inner: Tree, active: Active) -> None:
+    """A rule's result has the shapes that the rest of the library takes for granted.
+
+    A scalar cotangent would be added to dF/dx by broadcasting, without an error.
+
+    Args:
+        result: of `rule.pullback`.
+        inner: w, which an adjoint is like.
+        active: what was differentiated, which the cotangent is like.
+
+    Raises:
+        AssertionError: naming the leaf; it is the rule's fault, not its user's.
+    """
+    chex.assert_trees_all_equal_shapes_and_dtypes(result.cotangent, active.values)
+    if result.adjoint is not None:
+        chex.assert_trees_all_equal_shapes_and_dtypes(result.adjoint, inner)
 
 
 def no_memory(inner: Tree) -> tuple[()]:

@@ -85,7 +85,14 @@ def implicit(
     def precondition(inner: Tree, theta: Theta) -> Callable[[Tree], Tree] | None:
         if preconditioner is None:
             return None
-        return preconditioner(inner, theta.outer, theta.batch)
+        apply = preconditioner(inner, theta.outer, theta.batch)
+
+        def checked(r: Tree) -> Tree:
+            result = apply(r)
+            trees.require_like(result, r, "preconditioner(...)(r)", "r")
+            return result
+
+        return checked
 
     def pullback(
         problem: InnerProblem,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -199,6 +200,7 @@ def start(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> _Car
 def advance(solver: InnerSolver, oracle: Oracle, carry: _Carry, theta: Tree) -> _Carry:
     """One step of the driver."""
     inner, state, info = solver.step(oracle, carry.inner, carry.state, theta)
+    chex.assert_trees_all_equal_shapes_and_dtypes(inner, carry.inner)
     is_first = jnp.isinf(carry.residual_norm)
     first = jnp.where(is_first, info.residual_norm, carry.first)
     before, after = jax.lax.stop_gradient((carry.inner, inner))
