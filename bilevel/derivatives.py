@@ -238,7 +238,7 @@ def symmetric_gradient(
 
     def backward(saved: tuple[Tree, Tree], cotangent: Tree) -> tuple[Tree, Tree]:
         inner, theta = saved
-        floats, merge = trees.split_floats(theta)
+        floats, merge = trees.split_floats(theta, trees.has_tangent)
 
         def both(w: Tree) -> tuple[Tree, list[Any]]:
             return jax.grad(lambda v, f: value(v, merge(f)), argnums=(0, 1))(w, floats)
@@ -254,12 +254,12 @@ def _fill_float0(theta: Tree, floats: list[Any]) -> Tree:
     """A cotangent of `theta`: `floats` where it is differentiable, float0 elsewhere."""
     rest = iter(floats)
     return jax.tree.map(
-        lambda x: next(rest) if trees.is_float(x) else zero_cotangent(x), theta
+        lambda x: next(rest) if trees.has_tangent(x) else zero_cotangent(x), theta
     )
 
 
 def zero_cotangent(x: Any) -> Any:
     """The zero of the tangent space of a leaf: float0 for integers, keys and bools."""
-    if trees.is_float(x):
+    if trees.has_tangent(x):
         return jnp.zeros_like(x)
     return np.zeros(jnp.shape(x), jax.dtypes.float0)

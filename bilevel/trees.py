@@ -6,6 +6,7 @@ that norms of bfloat16 trees are usable as stopping criteria.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -115,16 +116,24 @@ def is_float(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
-def split_floats(tree: Tree) -> tuple[list[Any], Any]:
+def has_tangent(x: Any) -> bool:
+    """Whether JAX differentiates a leaf: floating-point, or complex."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+def split_floats(tree: Tree, wanted: Callable[[Any], bool] = is_float) -> Any:
     """Separates the floating-point leaves of `tree` from all others.
 
+    Args:
+        tree: with leaves of any dtype (labels, PRNG keys, masks).
+        wanted: other leaves may be asked for, all that have a tangent, say.
+
     Returns:
-        The list of floating-point leaves, and a function `merge(floats) -> tree` that
-        puts such a list back beside the leaves that are not differentiable (labels,
-        PRNG keys, masks).
+        `(floats, merge)`: the list of those leaves, and a function
+        `merge(floats) -> tree` that puts such a list back beside the others.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    places = [i for i, x in enumerate(leaves) if is_float(x)]
+    places = [i for i, x in enumerate(leaves) if wanted(x)]
 
     def merge(floats: list[Any]) -> Tree:
         merged = list(leaves)

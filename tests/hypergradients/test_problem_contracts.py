@@ -87,11 +87,11 @@ def tolerances(row: Row) -> dict[str, float]:
     return {"decay": max(row.tolerance, 1e-8), "level": max(large, 1e-8)}
 
 
-def check(row: Row, gradient: Callable, calls: Any) -> None:
+def check(row: Row, gradient: Callable, calls: Any, promise: float = 0.0) -> None:
     for x, batch in calls:
         expected = reference(row.inverse)(x, batch)
         found = leaf_errors(gradient(x, batch), expected)
-        allowed = tolerances(row)
+        allowed = {k: max(v, promise) for k, v in tolerances(row).items()}
         assert all(found[name] <= allowed[name] for name in allowed), found
 
 
@@ -147,7 +147,8 @@ def test_leaves_that_differ_are_trusted_by_default(row: Row):
         found = gradient(x, batch)
         # A nudge that drowns in the rounding of the large leaf is distrusted rightly.
         if not (row.nudge and bool(jnp.isnan(found["level"]))):
-            check(row, lambda *_, f=found: f, [(x, batch)])
+            # What is promised, whatever the solver's tolerance does to nudged states.
+            check(row, lambda *_, f=found: f, [(x, batch)], promise=1e-4)
 
 
 def watched(row: Row) -> Row:
