@@ -13,12 +13,14 @@ from bilevel import number_formats as number_formats
 from bilevel import quantized as quantized
 from bilevel import solvers as solvers
 from bilevel.argmin import argmin as argmin
-from bilevel.argmin import value_and_hypergradient as value_and_hypergradient
 from bilevel.iteration import iterate as iterate
 from bilevel.iteration import iterate_until as iterate_until
 from bilevel.problem import Batches as Batches
 from bilevel.problem import Problem as Problem
 from bilevel.run import run as run
+from bilevel.value_and_hypergradient import (
+    value_and_hypergradient as value_and_hypergradient,
+)
 
 if TYPE_CHECKING:
     from bilevel.experiments.launch import launch as launch

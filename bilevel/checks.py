@@ -60,3 +60,18 @@ def positive(name: str, value: Any) -> float:
     if number is None or not 0 < number < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value!r}.")
     return number
+
+
+def positive_if_known(name: str, value: Any) -> Any:
+    """`value` as a float, or as it is where JAX traces it: a step size that is learned.
+
+    Raises:
+        ValueError: it is no number, or known and not finite or not greater than 0.
+
+    Example:
+        >>> positive_if_known("step_size", 1)
+        1.0
+    """
+    if isinstance(value, core.Tracer) and is_number(value):
+        return value
+    return positive(name, value)

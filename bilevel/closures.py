@@ -55,6 +55,29 @@ def hoist(
     return hoisted, list(closed.consts)
 
 
+def hoist_traced(
+    function: Callable[..., Any], *example: Any
+) -> tuple[Callable[..., Any] | None, list[Any]]:
+    """As `hoist`, for a function that may close over traced values, and need not.
+
+    Returns:
+        `(hoisted, constants)`; `(None, [])` if nothing that the function closes over is
+        traced, or if the function cannot be traced (one that calls NumPy, say, and
+        works outside of `jit` only): then it may be used as it is.
+
+    Example:
+        >>> hoist_traced(lambda w: 2.0 * w, 1.0)
+        (None, [])
+    """
+    try:
+        hoisted, constants = hoist(function, *example)
+    except jax.errors.JAXTypeError:
+        return None, []
+    if not any(isinstance(x, core.Tracer) for x in constants):
+        return None, []
+    return hoisted, constants
+
+
 def depends_on(
     function: Callable[..., Any], arguments: tuple[Any, ...], wanted: Any
 ) -> bool:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, cast
 
 import jax
@@ -42,6 +42,37 @@ def shared(key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
             _PROGRAMS.popitem(last=False)
     _PROGRAMS.move_to_end(key)
     return program
+
+
+Function = tuple[Callable[..., Any], bool]
+"""An objective as a function of arrays that closes over nothing, and whether it has
+auxiliary output."""
+
+
+def program(
+    function: Callable[..., Any],
+    objectives: Sequence[Function],
+    settings: Any,
+    *example: Any,
+) -> Callable[..., Any]:
+    """`function` itself inside of `jit`; without, compiled once for equal programs.
+
+    Args:
+        function: a program of arrays.
+        objectives: the user's functions in it.
+        settings: all else that decides what it does.
+        *example: arguments of the objectives.
+    """
+    if is_staged():
+        return function
+    try:
+        keys = [
+            objective_key(objective, *example, has_aux=has_aux)
+            for objective, has_aux in objectives
+        ]
+        return shared((signature(settings), *keys), function)
+    except Unknown:
+        return function
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:

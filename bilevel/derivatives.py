@@ -1,14 +1,15 @@
 """First and second derivatives of objectives: the only file that nests derivatives.
 
-Notation: H = d2G/dw2 (the Hessian in the inner variable w), J = d2G/dw dtheta (the
-mixed derivative), so that J' u = d/dtheta <dG/dw, u> has the tree of theta.  Everything
-an objective depends on besides w is one tree, theta.
+Notation: H = d2G/dw2 (the Hessian in the inner variable w), J = d2G/dw dp (the mixed
+derivative), so that J' u = d/dp <dG/dw, u> has the tree of p.  Everything an objective
+depends on besides w is one tree p, its parameters.
 
 Costs are in gradient evaluations ("g"): a Hessian-vector product as jvp of grad is
 about 1.5 g, one application of a linearised gradient about 1 g.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,17 +23,19 @@ __all__ = ["Oracle", "gauss_newton", "hvp", "mixed_jvp", "mixed_vjp"]
 
 
 class Oracle(NamedTuple):
-    """What an inner solver may ask of the function it minimises, at (inner, theta).
+    """What an inner solver may ask of the function that it minimises.
 
     Attributes:
-        value: `(inner, theta) -> []`.
-        gradient: `(inner, theta) -> tree like inner`.
+        value: `(inner, parameters) -> []`.
+        gradient: `(inner, parameters) -> tree like inner`.
         value_and_gradient: both, at the cost of one.
-        aux: `(inner, theta) -> aux` of the objective, None if it has none.
+        aux: `(inner, parameters) -> aux` of the objective, None if it has none.
         tilt: the linear term <tilt, inner> contained in the function; None for none.
             A closed-form solver needs it by itself.
         opaque: the function contains a term besides objective and tilt (a nudge with
             the outer objective in full), which a closed-form solver cannot see.
+        functions: the other functions of the user's, by name, bound:
+            `(parameters, *arguments) -> result`.
     """
 
     value: Callable[[Tree, Tree], jax.Array]
@@ -41,6 +44,7 @@ class Oracle(NamedTuple):
     aux: Callable[[Tree, Tree], Any]
     tilt: Tree | None = None
     opaque: bool = False
+    functions: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
 
 def oracle(
@@ -52,24 +56,24 @@ def oracle(
     """Builds the oracle of an objective.
 
     Args:
-        objective: `(inner, theta) -> scalar`, or `(scalar, aux)` with `has_aux`.
+        objective: `(inner, parameters) -> scalar`, or `(scalar, aux)` with `has_aux`.
         has_aux: whether it returns auxiliary output.
         mixed_mode: differentiate the gradient in mixed mode; see `symmetric_gradient`.
     """
 
-    def value(inner: Tree, theta: Tree) -> jax.Array:
-        out = objective(inner, theta)
+    def value(inner: Tree, parameters: Tree) -> jax.Array:
+        out = objective(inner, parameters)
         return out[0] if has_aux else out
 
-    def aux(inner: Tree, theta: Tree) -> Any:
-        return objective(inner, theta)[1] if has_aux else None
+    def aux(inner: Tree, parameters: Tree) -> Any:
+        return objective(inner, parameters)[1] if has_aux else None
 
     gradient = symmetric_gradient(value) if mixed_mode else jax.grad(value)
 
-    def value_and_gradient(inner: Tree, theta: Tree) -> tuple[jax.Array, Tree]:
+    def value_and_gradient(inner: Tree, parameters: Tree) -> tuple[jax.Array, Tree]:
         if mixed_mode:
-            return value(inner, theta), gradient(inner, theta)
-        return jax.value_and_grad(value)(inner, theta)
+            return value(inner, parameters), gradient(inner, parameters)
+        return jax.value_and_grad(value)(inner, parameters)
 
     return Oracle(value, gradient, value_and_gradient, aux)
 
@@ -77,14 +81,14 @@ def oracle(
 def tilted(base: Oracle, tilt: Tree) -> Oracle:
     """The oracle of G + <tilt, w>."""
 
-    def value(inner: Tree, theta: Tree) -> jax.Array:
-        return base.value(inner, theta) + trees.dot(tilt, inner)
+    def value(inner: Tree, parameters: Tree) -> jax.Array:
+        return base.value(inner, parameters) + trees.dot(tilt, inner)
 
-    def gradient(inner: Tree, theta: Tree) -> Tree:
-        return trees.add(base.gradient(inner, theta), tilt)
+    def gradient(inner: Tree, parameters: Tree) -> Tree:
+        return trees.add(base.gradient(inner, parameters), tilt)
 
-    def value_and_gradient(inner: Tree, theta: Tree) -> tuple[jax.Array, Tree]:
-        out, grad = base.value_and_gradient(inner, theta)
+    def value_and_gradient(inner: Tree, parameters: Tree) -> tuple[jax.Array, Tree]:
+        out, grad = base.value_and_gradient(inner, parameters)
         return out + trees.dot(tilt, inner), trees.add(grad, tilt)
 
     total = tilt if base.tilt is None else trees.add(base.tilt, tilt)
@@ -101,8 +105,8 @@ def penalised(
 ) -> Oracle:
     """The oracle of G + factor * penalty: a nudge with the outer function itself."""
 
-    def value(inner: Tree, theta: Tree) -> jax.Array:
-        return base.value(inner, theta) + factor * penalty(inner, theta)
+    def value(inner: Tree, parameters: Tree) -> jax.Array:
+        return base.value(inner, parameters) + factor * penalty(inner, parameters)
 
     return base._replace(
         value=value,
@@ -113,41 +117,41 @@ def penalised(
 
 
 def hvp(
-    gradient: Callable[[Tree, Tree], Tree], inner: Tree, theta: Tree
+    gradient: Callable[[Tree, Tree], Tree], inner: Tree, parameters: Tree
 ) -> Callable[[Tree], Tree]:
     """The Hessian-vector product u -> H u, linearised once (cost 1 g an application).
 
     Args:
-        gradient: `(inner, theta) -> tree like inner`; also any other map of that type
-            (an optimality map), whose Jacobian in `inner` is then applied.
+        gradient: `(inner, parameters) -> tree like inner`; also any other map of that
+            type (an optimality map), whose Jacobian in `inner` is then applied.
         inner: where to linearise.
-        theta: the other argument.
+        parameters: the other argument.
     """
-    return jax.linearize(lambda w: gradient(w, theta), inner)[1]
+    return jax.linearize(lambda w: gradient(w, parameters), inner)[1]
 
 
 def mixed_vjp(
-    gradient: Callable[[Tree, Tree], Tree], inner: Tree, theta: Tree, adjoint: Tree
+    gradient: Callable[[Tree, Tree], Tree], inner: Tree, parameters: Tree, adjoint: Tree
 ) -> Tree:
-    """J' u = d/dtheta <dG/dw(inner, theta), u>: the cross term of the pull-back.
+    """J' u = d/dp <dG/dw(inner, p), u>: the cross term of the pull-back.
 
     Args:
-        gradient: `(inner, theta) -> tree like inner`, or an optimality map.
+        gradient: `(inner, parameters) -> tree like inner`, or an optimality map.
         inner: w.
-        theta: where to differentiate; every leaf floating-point.
+        parameters: where to differentiate; every leaf floating-point.
         adjoint: u, a tree like `inner`.
 
     Returns:
-        A tree like `theta`.  Cost: about 1.5 g.
+        A tree like `parameters`.  Cost: about 1.5 g.
     """
-    return jax.vjp(lambda t: gradient(inner, t), theta)[1](adjoint)[0]
+    return jax.vjp(lambda t: gradient(inner, t), parameters)[1](adjoint)[0]
 
 
 def mixed_jvp(
-    gradient: Callable[[Tree, Tree], Tree], inner: Tree, theta: Tree, tangent: Tree
+    gradient: Callable[[Tree, Tree], Tree], inner: Tree, parameters: Tree, tangent: Tree
 ) -> Tree:
-    """J dtheta: the derivative of the gradient (or map) along a direction of theta."""
-    return jax.jvp(lambda t: gradient(inner, t), (theta,), (tangent,))[1]
+    """J dp: the derivative of the gradient (or map) along a direction of parameters."""
+    return jax.jvp(lambda t: gradient(inner, t), (parameters,), (tangent,))[1]
 
 
 def linear_solve(
@@ -222,7 +226,7 @@ def symmetric_gradient(
     """The gradient dG/dw with a backward pass in forward-over-reverse mode.
 
     The pull-back of a gradient with cotangent c is (H c, J' c), which by the symmetry
-    of second derivatives is d/de grad_(w,theta) G(w + e c, theta): one jvp of a
+    of second derivatives is d/de grad_(w,p) G(w + e c, p): one jvp of a
     gradient, which stores no residuals of the backward pass.  For unrolled rules this
     halves memory; values agree to rounding.  The result itself cannot be
     differentiated in forward mode.  Source: Kemaev et al. 2025 (MixFlow-MG),
@@ -230,31 +234,31 @@ def symmetric_gradient(
     """
 
     @jax.custom_vjp
-    def gradient(inner: Tree, theta: Tree) -> Tree:
-        return jax.grad(value)(inner, theta)
+    def gradient(inner: Tree, parameters: Tree) -> Tree:
+        return jax.grad(value)(inner, parameters)
 
-    def forward(inner: Tree, theta: Tree) -> tuple[Tree, tuple[Tree, Tree]]:
-        return gradient(inner, theta), (inner, theta)
+    def forward(inner: Tree, parameters: Tree) -> tuple[Tree, tuple[Tree, Tree]]:
+        return gradient(inner, parameters), (inner, parameters)
 
     def backward(saved: tuple[Tree, Tree], cotangent: Tree) -> tuple[Tree, Tree]:
-        inner, theta = saved
-        floats, merge = trees.split_floats(theta, trees.has_tangent)
+        inner, parameters = saved
+        floats, merge = trees.split_floats(parameters, trees.has_tangent)
 
         def both(w: Tree) -> tuple[Tree, list[Any]]:
             return jax.grad(lambda v, f: value(v, merge(f)), argnums=(0, 1))(w, floats)
 
         _, (for_inner, for_floats) = jax.jvp(both, (inner,), (cotangent,))
-        return for_inner, _fill_float0(theta, for_floats)
+        return for_inner, _fill_float0(parameters, for_floats)
 
     gradient.defvjp(forward, backward)
     return gradient
 
 
-def _fill_float0(theta: Tree, floats: list[Any]) -> Tree:
-    """A cotangent of `theta`: `floats` where it is differentiable, float0 elsewhere."""
+def _fill_float0(parameters: Tree, floats: list[Any]) -> Tree:
+    """A cotangent like `parameters`: `floats` where there is a tangent, else float0."""
     rest = iter(floats)
     return jax.tree.map(
-        lambda x: next(rest) if trees.has_tangent(x) else zero_cotangent(x), theta
+        lambda x: next(rest) if trees.has_tangent(x) else zero_cotangent(x), parameters
     )
 
 

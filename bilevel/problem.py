@@ -27,6 +27,9 @@ class Problem(NamedTuple):
         inner_has_aux: G returns `(scalar, aux)`, for instance the batch statistics of
             a network.
         outer_has_aux: F returns `(scalar, aux)`, for instance an accuracy.
+        initial: `(outer, inner batch) -> inner`, where the inner solver starts, if that
+            is a function of x (MAML: x is the initial point, and the rule is
+            `hypergradients.unrolled()`); None where the caller gives it.
 
     Example:
         >>> problem = Problem(
@@ -39,6 +42,7 @@ class Problem(NamedTuple):
     outer_objective: Objective
     inner_has_aux: bool = False
     outer_has_aux: bool = False
+    initial: Callable[[Tree, Any], Tree] | None = None
 
 
 class Batches(NamedTuple):

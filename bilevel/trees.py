@@ -88,6 +88,11 @@ def where(condition: jax.Array, a: Tree, b: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
+def epsilon(a: Tree) -> float:
+    """The rounding unit of the narrowest leaf of `a`."""
+    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(a))
+
+
 def zeros_like(a: Tree) -> Tree:
     """Zeros of the shapes and dtypes of `a`."""
     return jax.tree.map(jnp.zeros_like, a)

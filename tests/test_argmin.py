@@ -118,7 +118,7 @@ def test_readout_is_hoisted_and_may_use_the_batch():
             DESCENT,
             nudged(1e-3, linearised=False),
             on_untrustworthy="ignore",
-            readout=function,
+            outer_objective=function,
         )
         return jax.grad(lambda x: function(solve(START, x, DATA)[0], x, DATA))(OUTER)
 
@@ -200,20 +200,20 @@ def test_everything_is_reported(evaluate: Any):
     assert bool(out.info.inner.converged)
     assert bool(out.info.pullback.converged)
     assert bool(out.info.pullback.positive_definite)
-    assert float(out.info.pullback.residual_norm) <= 1e-6
+    assert float(out.info.pullback.relative_residual) <= 1e-6
     assert float(out.info.pullback.bias) == 0
     assert int(out.info.pullback.num_steps) >= 1
     assert float(out.info.error) <= 1e-5
     assert bool(out.info.trustworthy)
     hessian = jax.hessian(ridge)(inner, OUTER, DATA)
     slope = jax.grad(readout)(inner, OUTER, None)
-    assert distance(out.memory, jnp.linalg.solve(hessian, slope)) <= 1e-6
+    assert distance(out.warm_start, jnp.linalg.solve(hessian, slope)) <= 1e-6
 
 
 @pytest.mark.thorough
 def test_adjoint_is_warm_started(evaluate: Any):
     first = evaluate(START, OUTER, BATCHES, jnp.zeros(3))
-    second = evaluate(first.inner, OUTER, BATCHES, first.memory)
+    second = evaluate(first.inner, OUTER, BATCHES, first.warm_start)
     assert int(second.info.pullback.num_steps) < int(first.info.pullback.num_steps)
     assert distance(second.gradient, first.gradient) <= 1e-7
 

@@ -11,7 +11,6 @@ from reference_problems import readout, ridge, ridge_data
 import bilevel
 from bilevel import hypergradients, inner_solvers, linear_solvers, solvers
 from bilevel.hypergradients import implicit, nudged, one_step, truncated, unrolled
-from bilevel.hypergradients.attach import by_pullback
 
 DATA = ridge_data(0)
 START, OUTER = jnp.zeros(3), jnp.array([-0.8, 0.2, -0.3])
@@ -76,8 +75,8 @@ def test_objectives_that_return_no_scalar(which: str, function: Any, message: st
 def test_has_aux_without_aux():
     with pytest.raises(ValueError, match=r"must return \(scalar, aux\), since has_aux"):
         bilevel.argmin(ridge, has_aux=True)(START, OUTER, DATA)
-    with pytest.raises(ValueError, match="the readout objective must return a scalar"):
-        bilevel.argmin(ridge, readout=lambda w, x, b: w)(START, OUTER, DATA)
+    with pytest.raises(ValueError, match="the outer objective must return a scalar"):
+        bilevel.argmin(ridge, outer_objective=lambda w, x, b: w)(START, OUTER, DATA)
 
 
 def test_mismatched_trees():
@@ -176,7 +175,7 @@ def test_truncated_beyond_the_solver():
 
 
 def test_full_nudge_needs_a_readout():
-    with pytest.raises(ValueError, match=r"pass it as argmin\(..., readout="):
+    with pytest.raises(ValueError, match=r"pass it as argmin\(..., outer_objective="):
         gradient(DESCENT, nudged(0.1, linearised=False))
 
 
@@ -186,7 +185,7 @@ def test_closed_forms_and_nudges():
         gradient(plain, nudged(0.1))
     tilted = inner_solvers.closed_form(lambda w0, x, b, t: w0, tilted=True)
     with pytest.raises(ValueError, match="closed-form inner solver cannot minimise"):
-        gradient(tilted, nudged(0.1, linearised=False), readout=readout)
+        gradient(tilted, nudged(0.1, linearised=False), outer_objective=readout)
 
 
 def test_fixed_points_and_nudges():
@@ -198,7 +197,7 @@ def test_fixed_points_and_nudges():
 def test_symmetric_linear_solver_for_a_map_without_symmetry():
     solver = inner_solvers.fixed_point(lambda w, x, b: w)
     for linear in (linear_solvers.cg(), linear_solvers.dense()):
-        with pytest.raises(ValueError, match=r"needs a symmetric matrix.*normal_cg"):
+        with pytest.raises(ValueError, match=r"needs a .* matrix.*normal_cg"):
             gradient(solver, implicit(linear))
 
 
@@ -293,10 +292,7 @@ def test_rule_of_ones_own_whose_result_has_another_shape(field: str, through: st
         wrong = jax.tree.map(jnp.sum, right)
         return result._replace(**{field: wrong})
 
-    def attach(problem: Any, outer: Any, trust: Any) -> Any:
-        return by_pullback(rule, problem, outer, trust)
-
-    rule = plain._replace(pullback=pullback, attach=attach)
+    rule = plain._replace(pullback=pullback)
     solver = inner_solvers.gradient_descent(0.4, max_steps=50)
     with pytest.raises(AssertionError, match=r"shapes: \(\) != \(3,\)"):
         _hypergradient(through, rule, solver)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel.argmin import argmin, value_and_hypergradient
+from bilevel.argmin import argmin
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import Aux, LearningRule
 from bilevel.energy.networks.base import EnergyNetwork, State
@@ -14,6 +14,7 @@ from bilevel.hypergradients import Hypergradient
 from bilevel.inner_solvers import InnerSolver
 from bilevel.problem import Batches, Problem
 from bilevel.trees import Tree
+from bilevel.value_and_hypergradient import value_and_hypergradient
 
 _APART = 1e-2  # of the state; out of bounds it is of the order of 1
 

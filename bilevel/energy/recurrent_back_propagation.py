@@ -106,7 +106,7 @@ def recurrent_back_propagation(
             outputs=outputs,
             state=state,
             free_residual=found.residual,
-            nudged_residual=info.residual_norm,
+            nudged_residual=info.relative_residual,
             converged=settled & info.converged & info.positive_definite,
             free_steps=found.num_steps,
             nudged_steps=info.num_steps,
@@ -141,7 +141,7 @@ def _scaled(
     """The solver, and the scales before and behind T'."""
     if is_elementwise(answer, state):
         return given or linear_solvers.cg(), _roots(answer, state)
-    if given is not None and given.symmetric_only:
+    if given is not None and given.needs != "general":
         raise ValueError(
             "recurrent_back_propagation: a layer of the network couples its units "
             "(softmax, say), so that the adjoint's matrix is not symmetric; expected a "

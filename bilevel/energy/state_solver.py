@@ -6,8 +6,8 @@ from bilevel import trees
 from bilevel.derivatives import Oracle
 from bilevel.energy.networks.base import EnergyNetwork, State, keys_of
 from bilevel.energy.relaxations.sweeps import Order, sweeps
-from bilevel.inner_solvers import InnerSolver, StepInfo
-from bilevel.inner_solvers.base import check_limits
+from bilevel.inner_problem import InnerSolver, Parameters, StepInfo
+from bilevel.inner_solvers.driver import check_limits
 from bilevel.trees import Tree
 
 
@@ -47,14 +47,14 @@ def state_solver(
     max_steps = check_limits("state_solver", max_steps, rtol)
     one_sweep = sweeps(1, order=order)
 
-    def apply(oracle: Oracle, theta: Any, state: State, force: dict) -> State:
+    def apply(oracle: Oracle, parameters: Any, state: State, force: dict) -> State:
         if oracle.tilt is not None:
             pushed = {key: oracle.tilt[key] for key in keys_of(state)}
             force = {**pushed, **{k: v + pushed[k] for k, v in force.items()}}
-        return network.respond(theta.outer, state, theta.batch, force, {})
+        return network.respond(parameters.outer, state, parameters.batch, force, {})
 
-    def init(oracle: Oracle, inner: Tree, theta: Tree) -> tuple[()]:
-        del inner, theta
+    def init(oracle: Oracle, inner: Tree, parameters: Parameters) -> tuple[()]:
+        del inner, parameters
         if oracle.opaque:
             raise ValueError(
                 "state_solver sees linear nudges only: use nudged(linearised=True), or "
@@ -63,16 +63,23 @@ def state_solver(
         return ()
 
     def step(
-        oracle: Oracle, inner: Tree, state: tuple[()], theta: Tree
+        oracle: Oracle, inner: Tree, state: tuple[()], parameters: Parameters
     ) -> tuple[Tree, tuple[()], StepInfo]:
         swept = one_sweep.solve(
-            lambda s, force: apply(oracle, theta, s, force), inner, None
+            lambda s, force: apply(oracle, parameters, s, force), inner, None
         )
         moved = trees.norm(trees.sub(swept.state, inner))
         info = StepInfo(moved, trees.norm(swept.state), moved < 0)
         return swept.state, state, info
 
-    def optimality(oracle: Oracle, inner: Tree, theta: Tree) -> Tree:
-        return trees.sub(inner, apply(oracle, theta, inner, {}))
+    def optimality(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
+        return trees.sub(inner, apply(oracle, parameters, inner, {}))
 
-    return InnerSolver(init, step, optimality, False, max_steps, rtol)
+    return InnerSolver(
+        init=init,
+        step=step,
+        optimality=optimality,
+        structure="general",
+        max_steps=max_steps,
+        rtol=rtol,
+    )

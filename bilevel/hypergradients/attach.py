@@ -5,7 +5,7 @@ through the solver's own steps.  (The implicit rule has a third, a custom jvp.)
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,90 +16,101 @@ from bilevel.derivatives import zero_cotangent
 from bilevel.hypergradients import certificate, watch
 from bilevel.hypergradients.base import (
     INITIAL_POINT,
-    Active,
-    Hypergradient,
-    InnerProblem,
-    Outer,
-    Theta,
+    OuterObjective,
+    Solved,
     Trust,
     assert_pullback,
+)
+from bilevel.inner_problem import (
+    Differentiated,
+    InnerProblem,
+    Parameters,
     perturbed,
     require_dependence,
 )
-from bilevel.inner_solvers.base import InnerInfo
+from bilevel.inner_solvers.driver import InnerInfo
 from bilevel.trees import Tree
+
+if TYPE_CHECKING:
+    from bilevel.hypergradients.rule import Hypergradient
 
 
 def by_pullback(
-    rule: Hypergradient, problem: InnerProblem, readout: Any, trust: Trust
-) -> Callable[[Tree, Theta], tuple[Tree, InnerInfo]]:
+    rule: "Hypergradient",
+    problem: InnerProblem,
+    function: Callable[[Tree, Parameters], jax.Array] | None,
+    trust: Trust,
+) -> Callable[[Tree, Parameters], tuple[Tree, InnerInfo]]:
     """The solution with `rule.pullback` as its custom vjp; reverse mode only.
 
-    Only leaves of theta that are being differentiated take part in the pull-back.
+    Only those leaves of the parameters take part that are being differentiated.
+
+    Args:
+        rule: any.
+        problem: the inner problem.
+        function: the outer objective, or None.
+        trust: what becomes of a gradient that cannot be trusted.
 
     Raises:
-        ValueError: the initial point is differentiated by a pointwise rule.
+        ValueError: the initial point is differentiated.
     """
 
-    def forward_pass(inner0: Tree, theta: Theta, active: Active) -> Any:
-        del theta
-        return rule.forward(problem, inner0, active)
-
     @jax.custom_vjp
-    def solution(inner0: Tree, theta: Theta) -> tuple[Tree, InnerInfo]:
-        nothing = Active([], lambda _: theta)
-        inner, info, _ = forward_pass(inner0, theta, nothing)
-        return inner, info
+    def solution(inner0: Tree, parameters: Parameters) -> tuple[Tree, InnerInfo]:
+        nothing = Differentiated([], lambda _: parameters)
+        solved, info = rule.forward(problem, inner0, nothing)
+        return solved.inner, info
 
-    def forward(inner0: Any, theta: Any) -> tuple[Any, Any]:
+    def forward(inner0: Any, parameters: Any) -> tuple[Any, Any]:
         start, _ = _split(inner0)
         if any(p.perturbed for p in _primals(inner0)):
             raise ValueError(INITIAL_POINT.format(name=rule.name))
-        leaves, flags = _split(theta)
-        active = perturbed(leaves, flags)
+        values, flags = _split(parameters)
+        differentiated = perturbed(values, flags)
         if any(flags) and trust.on_untrustworthy != "ignore":
-            require_dependence(problem, start, active)
-        inner, info, saved = forward_pass(start, leaves, active)
+            unknowns = problem.start(start, values)
+            require_dependence(problem, unknowns, differentiated)
+        solved, info = rule.forward(problem, start, differentiated)
 
-        def backward(
-            start: Tree, theta: Theta, inner: Tree, saved: Any, v: Tree
-        ) -> Any:
-            active = perturbed(theta, flags)
-            outer = Outer(v, readout)
-            memory = rule.init(inner)
+        def pull(
+            start: Tree, values: Parameters, inner: Tree, kept: Any, v: Tree
+        ) -> tuple[Tree, Parameters]:
+            solved = Solved(problem, inner, perturbed(values, flags), kept)
+            outer_objective = OuterObjective(v, function)
             with jax.named_scope("adjoint"):
-                result = rule.pullback(problem, inner, active, saved, outer, memory)
-            assert_pullback(result, inner, active)
+                result = rule.pullback(solved, outer_objective, None)
+            assert_pullback(result, solved)
             cotangent = result.cotangent
             if trust.on_untrustworthy != "ignore":
                 report = certificate.certify(
-                    problem, inner, active, outer, result, trust.rtol
+                    solved, outer_objective, result, trust.rtol
                 )
                 cotangent = watch.enforce(cotangent, report, trust, rule.name)
-            return trees.zeros_like(start), _scatter(theta, flags, cotangent)
+            return trees.zeros_like(start), _scatter(values, flags, cotangent)
 
-        # A Partial carries the static flags from the forward to the backward pass.
-        saved = jax.tree_util.Partial(backward, start, leaves, inner, saved)
-        return (inner, info), saved
+        # Between the passes JAX keeps arrays only.  A Partial is a tree of arrays that
+        # carries a function along: `pull`, which knows the static flags.
+        kept = (start, values, solved.inner, solved.residuals)
+        return (solved.inner, info), jax.tree_util.Partial(pull, *kept)
 
-    def backward(saved: Any, cotangents: Any) -> Any:
-        return saved(jax.tree.map(_dense, cotangents[0], is_leaf=_is_zero))
+    def backward(pull: Any, cotangents: Any) -> Any:
+        return pull(jax.tree.map(_dense, cotangents[0], is_leaf=_is_zero))
 
     solution.defvjp(forward, backward, symbolic_zeros=True)
     return solution
 
 
 def by_program(
-    run: Callable[[Tree, Theta], tuple[Tree, InnerInfo]], trust: Trust, name: str
-) -> Callable[[Tree, Theta], tuple[Tree, InnerInfo]]:
+    run: Callable[[Tree, Parameters], tuple[Tree, InnerInfo]], trust: Trust, name: str
+) -> Callable[[Tree, Parameters], tuple[Tree, InnerInfo]]:
     """The solution as the program that computes it, differentiated by autodiff.
 
     Autodiff offers no place to certify the gradient; what is watched is whether the
     program ended at a solution.
     """
 
-    def solution(inner0: Tree, theta: Theta) -> tuple[Tree, InnerInfo]:
-        inner, info = run(inner0, theta)
+    def solution(inner0: Tree, parameters: Parameters) -> tuple[Tree, InnerInfo]:
+        inner, info = run(inner0, parameters)
         info = jax.lax.stop_gradient(info)
         if trust.on_untrustworthy == "ignore":
             return inner, info
@@ -157,8 +168,10 @@ def _split(tree: Any) -> tuple[Any, tuple[bool, ...]]:
     return values, flags
 
 
-def _scatter(theta: Theta, flags: tuple[bool, ...], values: list[Any]) -> Theta:
-    leaves, treedef = jax.tree.flatten(theta)
+def _scatter(
+    parameters: Parameters, flags: tuple[bool, ...], values: list[Any]
+) -> Parameters:
+    leaves, treedef = jax.tree.flatten(parameters)
     rest = iter(values)
     filled = [
         next(rest) if flag else zero_cotangent(leaf)

@@ -26,17 +26,11 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.hypergradients.base import (
-    Active,
-    InnerProblem,
-    Outer,
-    Pullback,
-)
+from bilevel.hypergradients.base import OuterObjective, Pullback, Solved
 from bilevel.hypergradients.comparison import MARGIN, compare
 from bilevel.hypergradients.surroundings import Precision, look_around
-from bilevel.inner_solvers.base import InnerInfo
+from bilevel.inner_solvers.driver import InnerInfo
 from bilevel.iteration import iterate_until
-from bilevel.trees import Tree
 
 
 class Certificate(NamedTuple):
@@ -88,10 +82,8 @@ def of_solve(info: InnerInfo) -> Certificate:
 
 @jax.named_scope("certificate")  # the names of a profile
 def certify(
-    problem: InnerProblem,
-    inner: Tree,
-    active: Active,
-    outer: Outer,
+    solved: Solved,
+    outer_objective: OuterObjective,
     result: Pullback,
     rtol: float,
     *,
@@ -100,17 +92,16 @@ def certify(
     """Estimates the error of a hypergradient against the derivative of the argmin.
 
     Args:
-        problem: the inner problem.
-        inner: w, where the pull-back was taken.
-        active: what is differentiated.
-        outer: the cotangent v; with `outer.gradient`, the change of dF/dw between w and
-            the solution is accounted for as well, otherwise v is taken as given, and
-            the relative error of w, leaf by leaf, stands for that of v.
+        solved: the inner problem, w where the pull-back was taken, and what is
+            differentiated.
+        outer_objective: the cotangent v; with its `gradient`, the change of dF/dw
+            between w and the solution is accounted for as well, otherwise v is taken as
+            given, and the relative error of w, leaf by leaf, stands for that of v.
         result: the pull-back to be certified.  Where its linear solve was damped, what
             is promised is the damped derivative, -J' (H + damping I)^-1 v.
         rtol: what must not be exceeded.
         forward: `result` is a tangent dw = A^-1 b in place of a pull-back: `cotangent`
-            and `adjoint` are dw, `outer.cotangent` is b, and the error is relative to
+            and `adjoint` are dw, the cotangent v is b, and the error is relative to
             |dw|.
 
     Returns:
@@ -120,19 +111,20 @@ def certify(
         ended at its cap or met negative curvature.
     """
     inner, values, cotangent = jax.lax.stop_gradient(
-        (inner, active.values, outer.cotangent)
+        (solved.inner, solved.differentiated.values, outer_objective.cotangent)
     )
-    active = active._replace(values=values)
-    outer = outer._replace(cotangent=cotangent)
+    differentiated = solved.differentiated._replace(values=values)
+    solved = solved._replace(inner=inner, differentiated=differentiated)
+    outer_objective = outer_objective._replace(cotangent=cotangent)
     result = result._replace(
         cotangent=jax.lax.stop_gradient(result.cotangent),
         adjoint=jax.lax.stop_gradient(result.adjoint),
     )
-    start = _failed_already(result, inner)
+    start = _failed_already(result, solved)
 
     # None where the rule has failed; a loop, so that the comparison is compiled once.
     def step(s: _Search) -> _Search:
-        report = _turn(problem, inner, active, outer, result, rtol, s.turn, forward)
+        report = _turn(solved, outer_objective, result, rtol, s.turn, forward)
         return _Search(report.certificate, report.turn + 1, report.again)
 
     last, _ = iterate_until(
@@ -150,15 +142,19 @@ class _Search(NamedTuple):
     again: jax.Array
 
 
-def _failed_already(result: Pullback, inner: Tree) -> Certificate:
-    """The rule's own report; one that did not look (None) has not failed."""
+def _failed_already(result: Pullback, solved: Solved) -> Certificate:
+    """The rule's own report; one that did not look (None) has not failed.
+
+    Where the solution is no minimum, curvature of either sign is no failure.
+    """
     reason = jnp.asarray(_NONE, jnp.int32)
     info = jax.lax.stop_gradient(result.info)
     if info.converged is not None:
         reason = jnp.where(info.converged, reason, _RULE)
-    if info.positive_definite is not None:
+    is_minimum = solved.problem.solver.structure == "positive_definite"
+    if info.positive_definite is not None and is_minimum:
         reason = jnp.where(info.positive_definite, reason, CURVATURE)
-    nan = jnp.full((), jnp.nan, trees.real_dtype(inner))
+    nan = jnp.full((), jnp.nan, trees.real_dtype(solved.inner))
     return Certificate(nan, jnp.zeros((), bool), reason)
 
 
@@ -169,30 +165,28 @@ class _Turn(NamedTuple):
 
 
 def _turn(
-    problem: InnerProblem,
-    inner: Tree,
-    active: Active,
-    outer: Outer,
+    solved: Solved,
+    outer_objective: OuterObjective,
     result: Pullback,
     rtol: float,
     turn: jax.Array,
     forward: bool,
 ) -> _Turn:
-    """Compares `result`, found at `inner`, with the implicit rule at a better point."""
-    around = look_around(problem, inner, active, outer.cotangent, result, turn)
-    there = compare(problem, active, outer, result, rtol, around, forward)
+    """Compares `result`, found at w, with the implicit rule at a better point."""
+    around = look_around(solved, outer_objective.cotangent, result, turn)
+    there = compare(solved, outer_objective, result, rtol, around, forward)
     change, error = around.change, there.error
-    is_flat = trees.norm(outer.cotangent) == 0
+    is_flat = trees.norm(outer_objective.cotangent) == 0
     # Where dF/dw vanishes the gradient is dF/dx whatever dw*/dx is, at the solution.
     is_exact = (change <= rtol) & around.is_converged
     error = jnp.where(is_flat & is_exact, 0, error)
-    needs_inner = is_flat if outer.gradient is not None else True
-    is_positive = around.solved.positive_definite & there.positive_definite
+    needs_inner = is_flat if outer_objective.gradient is not None else True
+    is_positive = around.systems.positive_definite & there.positive_definite
     failures = (
         (CURVATURE, ~is_positive),
         (_NAN, jnp.isnan(error)),
         (_UNSOLVED, ~(around.is_solved & there.is_solved)),
-        (_SOLVES, ~(around.solved.converged & there.converged)),
+        (_SOLVES, ~(around.systems.converged & there.converged)),
         (_INNER, ~(change <= rtol) & needs_inner),
         (_ERROR, ~(MARGIN * error <= rtol)),
     )
@@ -200,14 +194,15 @@ def _turn(
     for code, failed in reversed(failures):
         reason = jnp.where(failed, code, reason)
     # How v itself would change is not known; it changes with w.
-    reported = jnp.maximum(error, change) if outer.gradient is None else error
+    is_given = outer_objective.gradient is None
+    reported = jnp.maximum(error, change) if is_given else error
     # w and x may have different dtypes; the report has that of w.
-    reported = reported.astype(trees.real_dtype(inner))
+    reported = reported.astype(trees.real_dtype(solved.inner))
     certificate = Certificate(reported, reason == _NONE, reason)
     # What moves w too far can make any test fail; the same noise for all leaves is too
     # much for small ones.
     again = ((reason == _ERROR) | (reason == _INNER)) & around.is_converged
-    again = again & (len(jax.tree.leaves(inner)) > 1)
+    again = again & (len(jax.tree.leaves(solved.inner)) > 1)
     again = jnp.where(around.turn == Precision.COARSE, reason != _NONE, again)
     again = again & (around.turn < Precision.LEAFWISE)
     return _Turn(certificate, around.turn, again)

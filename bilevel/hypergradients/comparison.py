@@ -7,13 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.hypergradients.base import (
-    Active,
-    InnerProblem,
-    Outer,
-    Pullback,
-    optimality,
-)
+from bilevel.hypergradients.base import OuterObjective, Pullback, Solved
 from bilevel.hypergradients.linearised import (
     System,
     linearise,
@@ -22,7 +16,7 @@ from bilevel.hypergradients.linearised import (
     solve_all,
 )
 from bilevel.hypergradients.surroundings import Surroundings
-from bilevel.linear_solvers.base import epsilon
+from bilevel.inner_problem import optimality
 from bilevel.linear_solvers.cg import default_rtol
 from bilevel.trees import Tree
 
@@ -52,9 +46,8 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    problem: InnerProblem,
-    active: Active,
-    outer: Outer,
+    solved: Solved,
+    outer_objective: OuterObjective,
     result: Pullback,
     rtol: float,
     around: Surroundings,
@@ -66,38 +59,38 @@ def compare(
     changes, are solved for one by one: in their sum they might cancel.
 
     Args:
-        problem: the inner problem.
-        active: what is differentiated.
-        outer: the cotangent at w, and how it changes with w.
+        solved: the inner problem, w, and what is differentiated.
+        outer_objective: the cotangent at w, and how it changes with w.
         result: of the rule.
         rtol: what must not be exceeded; solves stop where they cannot reach it.
         around: the better point, and how far rounding may move it.
         forward: as in `certificate.certify`.
     """
-    better = around.better
-    residual = optimality(problem, active)
+    better, values = around.better, solved.differentiated.values
+    residual = optimality(solved.problem, solved.differentiated)
     total = trees.norm(result.cotangent)
-    cotangent, moved = outer.cotangent, None
-    if outer.gradient is not None:
-        _, direct = outer.gradient(around.inner)
-        cotangent, direct_moved = _other_side(outer, around)
+    cotangent, moved = outer_objective.cotangent, None
+    gradient = outer_objective.gradient
+    if gradient is not None:
+        _, direct = gradient(around.inner)
+        cotangent, direct_moved = _other_side(gradient, around, cotangent)
         moved = trees.sub(direct, direct_moved)
         total = total + trees.norm(direct)
 
-    there = linearise(problem, better, active, result)
+    there = linearise(solved._replace(inner=better), result)
     apply = [x.apply if forward else x.transpose for x in (around.linear, there)]
-    effect = _identity if forward else _mixed(residual, better, active.values)
+    effect = _identity if forward else _mixed(residual, better, values)
     # From the rule's own adjoint: a fresh solve could miss the same components.
     start = trees.zeros_like(better) if result.adjoint is None else result.adjoint
-    lack = trees.sub(outer.cotangent, apply[0](start))
+    lack = trees.sub(outer_objective.cotangent, apply[0](start))
     more = trees.sub(trees.sub(cotangent, apply[1](start)), lack)
     # A residual r of the adjoint equation changes u by at most |r| over the smallest
     # eigenvalue, most of it in the directions that `blur` shows; what that does to the
     # gradient tells which residual cannot matter.
     weak = trees.norm(effect(around.blur))
-    smallest, known = around.smallest, around.solved.smallest
+    smallest, known = around.smallest, around.systems.smallest
     known = jnp.where(known > 0, known, jnp.inf)
-    if there.symmetric:
+    if there.is_definite:
         # At the better point that direction may be bent less.
         bent = rayleigh(around.blur, there.apply(around.blur))
         smallest = jnp.minimum(smallest, bent)
@@ -111,15 +104,15 @@ def compare(
     # back from `blur`: a small dG/dw alone says nothing of directions in which G is
     # nearly flat.  (Where A is not symmetric these solves are with A', which no Newton
     # step is; then a small dG/dw has to do.)
-    left = around.left if there.symmetric else trees.zeros_like(better)
-    solved = solve_all(
+    left = around.left if there.is_definite else trees.zeros_like(better)
+    systems = solve_all(
         there,
         System(lack, accuracy, floor, smallest=known),
         System(more, _ACCURACY, floor, smallest=known),
         System(left, _ACCURACY, around.rounding, smallest=known),
         transpose=not forward,
     )
-    lacking, changing, second = solved.solutions
+    lacking, changing, second = systems.solutions
     allowed = _CONTRACTION * trees.norm(around.newton) + 2 * trees.norm(around.blur)
     is_solved = trees.norm(second) <= allowed
     adjoint = trees.add(start, lacking)
@@ -131,38 +124,41 @@ def compare(
         way = trees.add(way, moved)
     off = jnp.maximum(trees.norm(here), trees.norm(trees.add(here, way)))
     off = jnp.maximum(off, trees.norm(way))
-    if outer.gradient is not None:
-        jump = _jump(outer, better, cotangent, second)
+    if gradient is not None:
+        jump = _jump(gradient, better, cotangent, second)
         # Not inf times 0.
         by_kink = jump * trees.norm(pulled)
         off = jnp.maximum(off, jnp.where(jnp.isinf(jump), jump, by_kink))
     if not forward:
         # Where J' u cancels, the two round alike.
         scattered = effect(jax.tree.map(jnp.multiply, adjoint, around.random[1]))
-        off = jnp.maximum(off, epsilon(better) * trees.norm(scattered))
-    definite, converged = solved.positive_definite, solved.converged
+        off = jnp.maximum(off, trees.epsilon(better) * trees.norm(scattered))
+    definite, converged = systems.positive_definite, systems.converged
     return Comparison(ratio(off, total), is_solved, definite, converged)
 
 
-def _other_side(outer: Outer, around: Surroundings) -> tuple[Tree, Tree]:
+Gradient = Callable[[Tree], tuple[Tree, Tree]]
+"""`inner -> (dF/dw, dF/dx)`."""
+
+
+def _other_side(
+    gradient: Gradient, around: Surroundings, cotangent: Tree
+) -> tuple[Tree, Tree]:
     """dF/dw and dF/dx where rounding may have moved w, on the side that changes more.
 
     A kink of F may lie on either side of the solution.
     """
-    assert outer.gradient is not None
-    near = outer.gradient(around.better)
-    far = outer.gradient(trees.axpy(2.0, around.blur, around.better))
-    changes = [trees.norm(trees.sub(v, outer.cotangent)) for v, _ in (near, far)]
+    near = gradient(around.better)
+    far = gradient(trees.axpy(2.0, around.blur, around.better))
+    changes = [trees.norm(trees.sub(v, cotangent)) for v, _ in (near, far)]
     return trees.where(changes[1] > changes[0], far, near)
 
 
-def _jump(outer: Outer, better: Tree, cotangent: Tree, second: Tree) -> jax.Array:
+def _jump(gradient: Gradient, better: Tree, cotangent: Tree, second: Tree) -> jax.Array:
     """The relative change of dF/dw by a second Newton step; 0 where there is none.
 
     To the second order it is none, unless F has a kink on the way.
     """
-    gradient = outer.gradient
-    assert gradient is not None
     there = jax.lax.cond(
         trees.norm(second) > 0,
         lambda step: gradient(trees.sub(better, step))[0],

@@ -8,12 +8,9 @@ import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.derivatives import hvp
-from bilevel.hypergradients.base import (
-    Active,
-    InnerProblem,
-    Pullback,
-    optimality,
-)
+from bilevel.hypergradients.base import Pullback, Solved
+from bilevel.hypergradients.implicit_function import transposed
+from bilevel.inner_problem import optimality
 from bilevel.iteration import iterate
 from bilevel.linear_solvers.base import LinearInfo, Matvec
 from bilevel.linear_solvers.cg import Settings, conjugate_gradients
@@ -28,30 +25,31 @@ class Linearised(NamedTuple):
 
     apply: Matvec
     transpose: Matvec
-    symmetric: bool
+    is_definite: bool  # symmetric and positive definite at a solution
     precondition: Matvec | None
 
 
-def linearise(
-    problem: InnerProblem, inner: Tree, active: Active, result: Pullback
-) -> Linearised:
-    """The optimality map at `inner`, damped and preconditioned as the rule's solve."""
-    matvec = hvp(optimality(problem, active), inner, active.values)
+def linearise(solved: Solved, result: Pullback) -> Linearised:
+    """The optimality map at w, damped and preconditioned as the rule's solve."""
+    residual = optimality(solved.problem, solved.differentiated)
+    matvec = hvp(residual, solved.inner, solved.differentiated.values)
 
     def apply(u: Tree) -> Tree:
         return trees.axpy(result.damping, u, matvec(u)) if result.damping else matvec(u)
 
-    if problem.solver.symmetric:
+    structure = solved.problem.solver.structure
+    if structure == "positive_definite":
         return Linearised(apply, apply, True, result.precondition)
-    pull = jax.linear_transpose(apply, inner)
-    return Linearised(apply, lambda u: pull(u)[0], False, None)
+    if structure == "symmetric":
+        return Linearised(apply, apply, False, None)
+    return Linearised(apply, transposed(apply, solved.inner), False, None)
 
 
 def solve(
     linear: Linearised, rhs: Tree, settings: Settings, *, transpose: bool = False
 ) -> tuple[Tree, LinearInfo]:
-    """A^-1 rhs, or A'^-1 rhs, by CG; on the normal equations if A is not symmetric."""
-    if linear.symmetric:
+    """A^-1 rhs, or A'^-1 rhs, by CG; on the normal equations if A is not definite."""
+    if linear.is_definite:
         return conjugate_gradients(
             linear.apply, rhs, settings, None, linear.precondition
         )[:2]
@@ -62,7 +60,7 @@ def solve(
     return conjugate_gradients(lambda u: back(forward(u)), back(rhs), settings)[:2]
 
 
-class Solved(NamedTuple):
+class SolvedSystems(NamedTuple):
     """Linear systems with one matrix, solved."""
 
     solutions: tuple[Tree, ...]
@@ -81,7 +79,9 @@ class System(NamedTuple):
     smallest: jax.Array | float = math.inf  # eigenvalue that an earlier solve saw
 
 
-def solve_all(linear: Linearised, *systems: System, transpose: bool = False) -> Solved:
+def solve_all(
+    linear: Linearised, *systems: System, transpose: bool = False
+) -> SolvedSystems:
     """One after the other by one compiled loop: each takes no more steps than it needs.
 
     Side by side they would take as many steps as the slowest, each for all of them.  An
@@ -108,7 +108,7 @@ def solve_all(linear: Linearised, *systems: System, transpose: bool = False) -> 
     start = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype)
     (_, smallest), (stacked, info) = iterate(step, start, num_steps=count, history=True)
     rows = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
-    return Solved(
+    return SolvedSystems(
         solutions=tuple(rows),
         smallest=jnp.where(jnp.isfinite(smallest), smallest, 0),
         positive_definite=jnp.all(info.positive_definite),

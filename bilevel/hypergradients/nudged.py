@@ -9,21 +9,16 @@ import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.derivatives import Oracle, mixed_vjp, penalised, tilted
-from bilevel.hypergradients.attach import by_pullback
 from bilevel.hypergradients.base import (
-    Active,
-    Hypergradient,
-    InnerProblem,
-    Outer,
+    OuterObjective,
     Pullback,
     PullbackInfo,
-    Theta,
-    Trust,
-    no_memory,
+    Solved,
 )
-from bilevel.hypergradients.implicit import implicit_forward
-from bilevel.inner_solvers import base as driver
-from bilevel.inner_solvers.base import InnerInfo
+from bilevel.hypergradients.rule import Hypergradient
+from bilevel.inner_problem import UserFunction
+from bilevel.inner_solvers import driver
+from bilevel.inner_solvers.driver import InnerInfo
 from bilevel.trees import Tree
 
 Tilt = Callable[[Tree, Tree, Tree], Tree]
@@ -60,8 +55,8 @@ def nudged(
             `tilt` takes its place.
         centred: both signs of beta, or of the tilt, instead of one.
         linearised: nudge with <v, w>.  Otherwise with the outer function, which
-            `argmin` must be given as `readout`; only multiples of its gradient can then
-            be pulled back, any other cotangent gives an untrustworthy result.
+            `argmin` must be given as `outer_objective`; only multiples of its gradient
+            can then be pulled back, any other cotangent gives an untrustworthy result.
         richardson: extrapolate from b and b / 2 to b = 0; the error gains one order
             (two if centred) and is estimated well.  Twice the nudged solves.
         normalise: divide b by |v| (by the norm of the gradient of F), so that the
@@ -80,8 +75,8 @@ def nudged(
 
     Raises:
         ValueError: beta is 0, not finite, or negative with `centred`; `tilt` together
-            with others but `centred`; no readout where one is needed; a solver that
-            cannot be nudged.
+            with others but `centred`; no outer objective where one is needed; a solver
+            that cannot be nudged.
 
     Source: Scellier and Bengio 2017, arXiv:1602.05179 (one-sided); Laborieux et al.
     2021, arXiv:2006.03824 (centred); Zucchet and Sacramento 2022, arXiv:2205.03076
@@ -94,36 +89,30 @@ def nudged(
     plain = linearised and normalise and not richardson
     _check(beta, centred, tilt, plain)
 
+    functions = ()
+    if tilt is not None:
+        example = lambda inner, outer, _: (inner, outer, inner)
+        functions = (UserFunction("tilt", tilt, example),)
+
     def pullback(
-        problem: InnerProblem,
-        inner: Tree,
-        active: Active,
-        saved: Any,
-        outer: Outer,
-        memory: Any,
+        solved: Solved, outer_objective: OuterObjective, warm_start: Any
     ) -> Pullback:
-        del saved, memory
+        del warm_start
+        if solved.problem.solver.unknowns is not None:
+            raise ValueError(
+                "nudged compares derivatives of the inner objective, in which the "
+                "constraints of this inner solver do not appear: expected a solver "
+                "without multipliers, or another rule, hypergradients.implicit() say."
+            )
         if tilt is not None:
-            return _by_element(problem, inner, active, outer.cotangent, tilt, centred)
+            return _by_element(solved, outer_objective.cotangent, centred)
         assert beta is not None
         make = _linear_nudge if linearised else _full_nudge
-        nudge = make(problem, inner, active, outer)
+        nudge = make(solved, outer_objective)
         strength = beta / nudge.size if normalise else jnp.full_like(nudge.size, beta)
-        return _contrast(problem, inner, active, nudge, strength, centred, richardson)
+        return _contrast(solved, nudge, strength, centred, richardson)
 
-    def attach(
-        problem: InnerProblem, readout: Any, trust: Trust
-    ) -> Callable[[Tree, Theta], tuple[Tree, InnerInfo]]:
-        return by_pullback(rule, problem, readout, trust)
-
-    rule = Hypergradient(
-        name="nudged",
-        init=no_memory,
-        forward=implicit_forward,
-        pullback=pullback,
-        attach=attach,
-    )
-    return rule
+    return Hypergradient("nudged", pullback, functions=functions)
 
 
 class _Nudge(NamedTuple):
@@ -135,62 +124,61 @@ class _Nudge(NamedTuple):
     factor: jax.Array  # of the result
 
 
-def _linear_nudge(
-    problem: InnerProblem, inner: Tree, active: Active, outer: Outer
-) -> _Nudge:
+def _linear_nudge(solved: Solved, outer_objective: OuterObjective) -> _Nudge:
     """G + s <v, w>."""
-    size = trees.norm(outer.cotangent)
+    oracle, tilt = solved.problem.oracle, outer_objective.cotangent
+    size = trees.norm(tilt)
 
     def gradient(state: Tree, s: jax.Array) -> Tree:
         del s
-        return _outer_gradient(problem, state, active)
+        return _outer_gradient(solved, state)
 
     return _Nudge(
-        oracle=lambda s: tilted(problem.oracle, trees.scale(s, outer.cotangent)),
+        oracle=lambda s: tilted(oracle, trees.scale(s, tilt)),
         gradient=gradient,
         size=jnp.where(size > 0, size, 1),
         factor=jnp.ones_like(size),
     )
 
 
-def _full_nudge(
-    problem: InnerProblem, inner: Tree, active: Active, outer: Outer
-) -> _Nudge:
+def _full_nudge(solved: Solved, outer_objective: OuterObjective) -> _Nudge:
     """G + s F; what is contrasted is the derivative of its minimum (Danskin)."""
-    readout = outer.readout
-    if readout is None:
+    function, differentiated = outer_objective.function, solved.differentiated
+    if function is None:
         raise ValueError(
             "nudged(linearised=False) nudges with the outer function itself, which "
-            "jax.grad does not reveal: pass it as argmin(..., readout=outer_objective),"
-            " or use value_and_hypergradient."
+            "jax.grad does not reveal: pass it as argmin(..., outer_objective=...), or "
+            "use value_and_hypergradient."
         )
-    slope = jax.grad(readout)(inner, active.build(active.values))
-    squared = trees.dot(slope, slope)
+    slope = jax.grad(function)(solved.inner, differentiated.parameters())
+    squared, cotangent = trees.dot(slope, slope), outer_objective.cotangent
     safe = jnp.where(squared > 0, squared, 1)
 
     def explicit(state: Tree) -> Tree:
-        return jax.grad(lambda a: readout(state, active.build(a)))(active.values)
+        at = lambda values: function(state, differentiated.build(values))
+        return jax.grad(at)(differentiated.values)
 
-    free = explicit(inner)
+    free = explicit(solved.inner)
 
     def gradient(state: Tree, s: jax.Array) -> Tree:
         # The caller adds dF/dx at the free state, so only its change belongs here.
         change = trees.sub(explicit(state), free)
-        return trees.axpy(s, change, _outer_gradient(problem, state, active))
+        return trees.axpy(s, change, _outer_gradient(solved, state))
 
     return _Nudge(
-        oracle=lambda s: penalised(problem.oracle, readout, s),
+        oracle=lambda s: penalised(solved.problem.oracle, function, s),
         gradient=gradient,
         size=jnp.sqrt(safe),
         # Under jax.grad the cotangent is a multiple of dF/dw, 1 otherwise.
-        factor=jnp.where(squared > 0, trees.dot(outer.cotangent, slope) / safe, 0),
+        factor=jnp.where(squared > 0, trees.dot(cotangent, slope) / safe, 0),
     )
 
 
-def _outer_gradient(problem: InnerProblem, state: Tree, active: Active) -> Tree:
+def _outer_gradient(solved: Solved, state: Tree) -> Tree:
     """dG/dx at a state, the state held fixed."""
-    value = problem.oracle.value
-    return jax.grad(lambda a: value(state, active.build(a)))(active.values)
+    value, differentiated = solved.problem.oracle.value, solved.differentiated
+    at = lambda values: value(state, differentiated.build(values))
+    return jax.grad(at)(differentiated.values)
 
 
 class _Sample(NamedTuple):
@@ -201,18 +189,17 @@ class _Sample(NamedTuple):
 
 
 def _contrast(
-    problem: InnerProblem,
-    inner: Tree,
-    active: Active,
+    solved: Solved,
     nudge: _Nudge,
     strength: jax.Array,
     centred: bool,
     richardson: bool,
 ) -> Pullback:
-    theta = active.build(active.values)
+    inner, parameters = solved.inner, solved.differentiated.parameters()
+    solver = solved.problem.solver
 
     def at(s: jax.Array) -> _Sample:
-        state, info = driver.solve(problem.solver, nudge.oracle(s), inner, theta)
+        state, info = driver.solve(solver, nudge.oracle(s), inner, parameters)
         residual = info.residual_norm / (jnp.abs(s) * nudge.size)
         gradient = nudge.gradient(state, s)
         return _Sample(gradient, residual, info.num_steps, info.converged)
@@ -244,7 +231,7 @@ def _contrast(
     steps = [sample.num_steps for sample in samples]
     residuals = jnp.stack([sample.residual for sample in samples])
     info = PullbackInfo(
-        residual_norm=jnp.max(residuals),
+        relative_residual=jnp.max(residuals),
         error=None,
         num_steps=sum(steps[1:], steps[0]),
         converged=jnp.all(jnp.stack([sample.converged for sample in samples])),
@@ -258,22 +245,17 @@ def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
-def _by_element(
-    problem: InnerProblem,
-    inner: Tree,
-    active: Active,
-    cotangent: Tree,
-    tilt: Tilt,
-    centred: bool,
-) -> Pullback:
+def _by_element(solved: Solved, cotangent: Tree, centred: bool) -> Pullback:
     """The contrast of adjoints: u = (w_-t - w_t) v / 2t, or from w_0, and -J' u."""
-    theta = active.build(active.values)
-    tilts = tilt(inner, theta.outer, cotangent)
+    problem, inner, differentiated = solved.problem, solved.inner, solved.differentiated
+    parameters = differentiated.parameters()
+    tilt = problem.oracle.functions["tilt"]
+    tilts = tilt(parameters, inner, parameters.outer, cotangent)
     trees.require_like(tilts, inner, "tilt(...)", "the inner variable")
 
     def state(t: Tree) -> tuple[Tree, InnerInfo]:
         oracle = tilted(problem.oracle, t)
-        return driver.solve(problem.solver, oracle, inner, theta)
+        return driver.solve(problem.solver, oracle, inner, parameters)
 
     moved, info = state(tilts)
     num_steps, converged = info.num_steps, info.converged
@@ -291,13 +273,13 @@ def _by_element(
 
     adjoint = jax.tree.map(element, opposite, moved, width, cotangent, slope)
     pulled = mixed_vjp(
-        lambda w, a: problem.oracle.gradient(w, active.build(a)),
+        lambda w, a: problem.oracle.gradient(w, differentiated.build(a)),
         inner,
-        active.values,
+        differentiated.values,
         adjoint,
     )
     report = PullbackInfo(
-        residual_norm=None,
+        relative_residual=None,
         error=None,
         num_steps=num_steps,
         converged=converged,

@@ -1,24 +1,11 @@
 """One-step differentiation (Jacobian-free back-propagation)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from bilevel.hypergradients.attach import by_pullback
-from bilevel.hypergradients.base import (
-    Active,
-    Hypergradient,
-    InnerProblem,
-    Outer,
-    Pullback,
-    Theta,
-    Trust,
-    no_memory,
-    plain_info,
-)
-from bilevel.hypergradients.implicit import implicit_forward
-from bilevel.inner_solvers.base import InnerInfo
+from bilevel.hypergradients.base import OuterObjective, Pullback, Solved, plain_info
+from bilevel.hypergradients.rule import Hypergradient
 from bilevel.trees import Tree
 
 
@@ -45,43 +32,26 @@ def one_step() -> Hypergradient:
     Example:
         >>> rule = one_step()
     """
+    return Hypergradient("one_step", _pullback)
 
-    def pullback(
-        problem: InnerProblem,
-        inner: Tree,
-        active: Active,
-        saved: Any,
-        outer: Outer,
-        memory: Any,
-    ) -> Pullback:
-        del saved, memory
-        solver, oracle = problem
-        if not solver.reverse_differentiable:
-            raise ValueError(
-                "one_step cannot differentiate a step of this inner solver, which "
-                "contains loops (a line search, CG). Use hypergradients.implicit(), or "
-                "inner_solvers.gradient_descent."
-            )
 
-        def step(values: Tree) -> Tree:
-            theta = active.build(values)
-            return solver.step(oracle, inner, solver.init(oracle, inner, theta), theta)[
-                0
-            ]
+def _pullback(
+    solved: Solved, outer_objective: OuterObjective, warm_start: Any
+) -> Pullback:
+    del warm_start
+    problem, inner = solved.problem, solved.inner
+    solver, oracle = problem.solver, problem.oracle
+    if not solver.reverse_differentiable:
+        raise ValueError(
+            "one_step cannot differentiate a step of this inner solver, which "
+            "contains loops (a line search, CG). Use hypergradients.implicit(), or "
+            "inner_solvers.gradient_descent."
+        )
 
-        cotangent = jax.vjp(step, active.values)[1](outer.cotangent)[0]
-        return Pullback(cotangent, plain_info())
+    def step(values: Tree) -> Tree:
+        parameters = solved.differentiated.build(values)
+        state = solver.init(oracle, inner, parameters)
+        return solver.step(oracle, inner, state, parameters)[0]
 
-    def attach(
-        problem: InnerProblem, readout: Any, trust: Trust
-    ) -> Callable[[Tree, Theta], tuple[Tree, InnerInfo]]:
-        return by_pullback(rule, problem, readout, trust)
-
-    rule = Hypergradient(
-        name="one_step",
-        init=no_memory,
-        forward=implicit_forward,
-        pullback=pullback,
-        attach=attach,
-    )
-    return rule
+    pull = jax.vjp(step, solved.differentiated.values)[1]
+    return Pullback(pull(outer_objective.cotangent)[0], plain_info())

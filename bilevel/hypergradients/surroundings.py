@@ -8,16 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.hypergradients.base import (
-    Active,
-    InnerProblem,
-    Pullback,
-    optimality,
-)
+from bilevel.hypergradients.base import Pullback, Solved
 from bilevel.hypergradients.linearised import (
     CAP,
     Linearised,
-    Solved,
+    SolvedSystems,
     System,
     linearise,
     ratio,
@@ -25,7 +20,7 @@ from bilevel.hypergradients.linearised import (
     solve,
     solve_all,
 )
-from bilevel.linear_solvers.base import epsilon
+from bilevel.inner_problem import optimality
 from bilevel.linear_solvers.cg import Settings, default_rtol
 from bilevel.trees import Tree
 
@@ -65,7 +60,7 @@ class Surroundings(NamedTuple):
         turn: `[]`, the `Precision` of all this.
         smallest: `[]`, about the smallest eigenvalue of H, or less.
         linear: the optimality map linearised at w.
-        solved: the linear systems of both moves.
+        systems: the linear systems of both moves, solved.
         random: three random trees like w.
     """
 
@@ -81,14 +76,12 @@ class Surroundings(NamedTuple):
     turn: jax.Array
     smallest: jax.Array
     linear: Linearised
-    solved: Solved
+    systems: SolvedSystems
     random: tuple[Tree, Tree, Tree]
 
 
 def look_around(
-    problem: InnerProblem,
-    inner: Tree,
-    active: Active,
+    solved: Solved,
     cotangent: Tree,
     result: Pullback,
     turn: jax.Array,
@@ -96,18 +89,17 @@ def look_around(
     """Solves for a random direction and for the Newton step.
 
     Args:
-        problem: the inner problem.
-        inner: w.
-        active: what is differentiated; its values do not move here.
+        solved: the inner problem and w.
         cotangent: v, the right-hand side of the rule's own linear system.
         result: of the rule: its damping, preconditioner and number of steps are used.
         turn: `[]` int32, the lowest `Precision` to look with.
 
     Cost: a linear solve, another as far as w is not solved to rounding, and about 5 g.
     """
-    residual = optimality(problem, active)
-    gap = residual(inner, active.values)
-    linear = linearise(problem, inner, active, result)
+    inner, values = solved.inner, solved.differentiated.values
+    residual = optimality(solved.problem, solved.differentiated)
+    gap = residual(inner, values)
+    linear = linearise(solved, result)
     random = _random_like(inner)
     noise = _noise(linear, inner, random, turn)
     size, count = trees.norm(noise), sum(x.size for x in jax.tree.leaves(inner))
@@ -128,16 +120,16 @@ def look_around(
     floor = jnp.where(is_leafwise, 0, size)
     # The steps of small leaves must not drown in what is left of those of large ones.
     accurate = jnp.where(is_leafwise, 1e-3 * tight, tight)
-    solved = solve_all(
+    systems = solve_all(
         linear, System(noise, thorough, 0.0, budget), System(gap, accurate, floor)
     )
-    blur, newton = solved.solutions
+    blur, newton = systems.solutions
     length = trees.norm(blur)
     share = size / math.sqrt(max(count, 1))  # of one direction in the random vector
     smallest = share / jnp.where(length > 0, length, jnp.inf)
     stretch = jnp.ones_like(size)
-    if linear.symmetric:
-        smallest = _smallest(linear, solved, noise, cotangent, result)
+    if linear.is_definite:
+        smallest = _smallest(linear, systems, noise, cotangent, result)
         # By bad luck the random vector may have little of the weakest direction.
         expected = share / jnp.where(smallest > 0, smallest, jnp.inf)
         luck = expected / jnp.where(length > 0, length, jnp.inf)
@@ -147,7 +139,7 @@ def look_around(
     blur = trees.scale(jnp.where(trees.dot(newton, blur) < 0, -1, 1), blur)
     better = trees.sub(inner, trees.add(newton, blur))
     # The move by `blur` alone leaves a dG/dw of stretch * size.
-    left, rounding = residual(better, active.values), 16 * stretch * size
+    left, rounding = residual(better, values), 16 * stretch * size
     return Surroundings(
         inner=inner,
         better=better,
@@ -161,15 +153,19 @@ def look_around(
         turn=turn,
         smallest=smallest,
         linear=linear,
-        solved=solved,
+        systems=systems,
         random=random,
     )
 
 
 def _smallest(
-    linear: Linearised, solved: Solved, noise: Tree, cotangent: Tree, result: Pullback
+    linear: Linearised,
+    systems: SolvedSystems,
+    noise: Tree,
+    cotangent: Tree,
+    result: Pullback,
 ) -> jax.Array:
-    """The smallest eigenvalue of a symmetric H that any of the solves saw; 0 for none.
+    """The smallest eigenvalue of a definite H that any of the solves saw; 0 for none.
 
     CG knows it; with a preconditioner CG knows that of another matrix.  Then it is read
     from the vectors that H^-1 stretched, a step of inverse iteration each.  They may by
@@ -177,13 +173,13 @@ def _smallest(
     solve is cheap, makes a second step.
     """
     if linear.precondition is None:
-        return solved.smallest
-    smallest = rayleigh(solved.solutions[0], noise)
+        return systems.smallest
+    smallest = rayleigh(systems.solutions[0], noise)
     if result.adjoint is not None:
         smallest = jnp.minimum(smallest, rayleigh(result.adjoint, cotangent))
     if sum(x.size for x in jax.tree.leaves(noise)) <= _SMALL:
-        length = trees.norm(solved.solutions[0])
-        once = trees.over(solved.solutions[0], length)
+        length = trees.norm(systems.solutions[0])
+        once = trees.over(systems.solutions[0], length)
         twice = solve(linear, once, Settings(default_rtol(noise), CAP))[0]
         smallest = jnp.minimum(smallest, rayleigh(twice, once))
     return jnp.where(jnp.isfinite(smallest), smallest, 0)
@@ -219,7 +215,7 @@ def _noise(
     first, second = (
         linear.apply(jax.tree.map(jnp.multiply, inner, f)) for f in factors
     )
-    units = _ROUNDING_UNITS * epsilon(inner)
+    units = _ROUNDING_UNITS * trees.epsilon(inner)
     whole = jnp.maximum(trees.norm(first), trees.norm(second)) / trees.norm(z)
     # At the origin nothing rounds; a direction is needed all the same.
     tiny = jnp.finfo(whole.dtype).tiny * 1e8

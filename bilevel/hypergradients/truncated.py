@@ -1,25 +1,19 @@
 """Truncated back-propagation: through the last steps of the inner solver."""
 
-from collections.abc import Callable
-from typing import Any
-
-import jax
+from functools import partial
 
 from bilevel import checks
-from bilevel.hypergradients.attach import by_program, detached
-from bilevel.hypergradients.base import (
-    Active,
-    Hypergradient,
-    InnerProblem,
-    Outer,
-    Pullback,
-    Theta,
-    Trust,
-    no_memory,
-    plain_info,
+from bilevel.hypergradients.attach import detached
+from bilevel.hypergradients.rule import Hypergradient
+from bilevel.hypergradients.trajectory import (
+    attach_program,
+    check_rematerialize,
+    forward_by_vjp,
+    pullback_by_vjp,
+    run_steps,
 )
-from bilevel.hypergradients.unrolled import check_rematerialize, run_steps
-from bilevel.inner_solvers.base import InnerInfo
+from bilevel.inner_problem import InnerProblem, Parameters
+from bilevel.inner_solvers.driver import InnerInfo
 from bilevel.iteration import Rematerialize
 from bilevel.trees import Tree
 
@@ -57,7 +51,7 @@ def truncated(
     num_steps = checks.count("truncated: num_steps", num_steps, 1)
 
     def run(
-        problem: InnerProblem, inner0: Tree, theta: Theta
+        problem: InnerProblem, inner0: Tree, parameters: Parameters
     ) -> tuple[Tree, InnerInfo]:
         before = problem.solver.max_steps - num_steps
         if before < 0:
@@ -68,42 +62,15 @@ def truncated(
         return run_steps(
             problem,
             detached(inner0, "truncated"),
-            theta,
+            parameters,
             num_steps=num_steps,
             detached_steps=before,
             rematerialize=rematerialize,
         )
 
-    def forward(
-        problem: InnerProblem, inner0: Tree, active: Active
-    ) -> tuple[Tree, InnerInfo, Any]:
-        def of_active(values: Tree) -> tuple[Tree, InnerInfo]:
-            return run(problem, inner0, active.build(values))
-
-        inner, pull, info = jax.vjp(of_active, active.values, has_aux=True)
-        return inner, info, pull
-
-    def pullback(
-        problem: InnerProblem,
-        inner: Tree,
-        active: Active,
-        saved: Any,
-        outer: Outer,
-        memory: Any,
-    ) -> Pullback:
-        del problem, active, memory
-        return Pullback(saved(outer.cotangent)[0], plain_info())
-
-    def attach(
-        problem: InnerProblem, readout: Any, trust: Trust
-    ) -> Callable[[Tree, Theta], tuple[Tree, InnerInfo]]:
-        del readout
-        return by_program(lambda w, theta: run(problem, w, theta), trust, "truncated")
-
     return Hypergradient(
         name="truncated",
-        init=no_memory,
-        forward=forward,
-        pullback=pullback,
-        attach=attach,
+        pullback=pullback_by_vjp,
+        forward=partial(forward_by_vjp, run),
+        attach=partial(attach_program, run),
     )

@@ -1,27 +1,24 @@
 """Unrolled differentiation (iterative differentiation): through the solver's steps."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.derivatives import symmetric_gradient
-from bilevel.hypergradients.attach import by_program, by_pullback
-from bilevel.hypergradients.base import (
-    Active,
-    Hypergradient,
-    InnerProblem,
-    Outer,
-    Pullback,
-    Theta,
-    Trust,
-    no_memory,
-    plain_info,
+from bilevel.hypergradients.base import OuterObjective, Pullback, Solved, plain_info
+from bilevel.hypergradients.rule import Hypergradient
+from bilevel.hypergradients.trajectory import (
+    Program,
+    attach_program,
+    check_rematerialize,
+    forward_by_vjp,
+    pullback_by_vjp,
+    run_steps,
 )
-from bilevel.inner_solvers import base as driver
-from bilevel.inner_solvers.base import InnerInfo
+from bilevel.inner_problem import Differentiated, InnerProblem, Parameters
+from bilevel.inner_solvers.driver import InnerInfo
 from bilevel.iteration import Rematerialize
 from bilevel.trees import Tree
 
@@ -80,129 +77,58 @@ def unrolled(
         )
 
     def run(
-        problem: InnerProblem, inner0: Tree, theta: Theta
+        problem: InnerProblem, inner0: Tree, parameters: Parameters
     ) -> tuple[Tree, InnerInfo]:
         return run_steps(
             problem,
             inner0,
-            theta,
+            parameters,
             num_steps=problem.solver.max_steps,
             rematerialize=rematerialize,
             mixed_mode=mixed_mode,
             reverse=mode == "reverse",
         )
 
-    def forward(
-        problem: InnerProblem, inner0: Tree, active: Active
-    ) -> tuple[Tree, InnerInfo, Any]:
-        def of_active(values: Tree) -> tuple[Tree, InnerInfo]:
-            return run(problem, inner0, active.build(values))
-
-        if not jax.tree.leaves(active.values):  # nothing asks for a derivative
-            return *of_active(active.values), None
-        if mode == "reverse":
-            inner, pull, info = jax.vjp(of_active, active.values, has_aux=True)
-            return inner, info, pull
-
-        def with_primal(values: Tree) -> tuple[Tree, tuple[Tree, InnerInfo]]:
-            inner, info = of_active(values)
-            return inner, (inner, info)
-
-        jacobian, (inner, info) = jax.jacfwd(with_primal, has_aux=True)(active.values)
-        return inner, info, jacobian
-
-    def pullback(
-        problem: InnerProblem,
-        inner: Tree,
-        active: Active,
-        saved: Any,
-        outer: Outer,
-        memory: Any,
-    ) -> Pullback:
-        del problem, memory
-        if mode == "reverse":
-            cotangent = saved(outer.cotangent)[0]
-        else:
-            cotangent = _contract(outer.cotangent, saved, active.values)
-        return Pullback(cotangent, plain_info())
-
-    def attach(
-        problem: InnerProblem, readout: Any, trust: Trust
-    ) -> Callable[[Tree, Theta], tuple[Tree, InnerInfo]]:
-        if mode == "forward":
-            return by_pullback(rule, problem, readout, trust)
-        return by_program(lambda w, theta: run(problem, w, theta), trust, "unrolled")
-
-    rule = Hypergradient(
+    if mode == "forward":
+        return Hypergradient(
+            name="unrolled",
+            pullback=_pullback_by_jvp,
+            forward=partial(_forward_by_jvp, run),
+            sees_start=True,
+        )
+    return Hypergradient(
         name="unrolled",
-        init=no_memory,
-        forward=forward,
-        pullback=pullback,
-        attach=attach,
+        pullback=pullback_by_vjp,
+        forward=partial(forward_by_vjp, run),
+        attach=partial(attach_program, run),
+        sees_start=True,
     )
-    return rule
 
 
-def check_rematerialize(name: str, rematerialize: str) -> None:
-    """Raises `ValueError` for an unknown memory mode."""
-    if rematerialize not in ("none", "step", "segments"):
-        raise ValueError(
-            f'{name}: rematerialize must be "none", "step" or "segments", got '
-            f"{rematerialize!r}."
-        )
+def _forward_by_jvp(
+    run: Program, problem: InnerProblem, inner0: Tree, differentiated: Differentiated
+) -> tuple[Solved, InnerInfo]:
+    """Runs the program with the Jacobian carried along."""
+
+    def program(values: Tree) -> tuple[Tree, tuple[Tree, InnerInfo]]:
+        inner, info = run(problem, inner0, differentiated.build(values))
+        return inner, (inner, info)
+
+    values = differentiated.values
+    if not jax.tree.leaves(values):  # nothing asks for a derivative
+        inner, info = program(values)[1]
+        return Solved(problem, inner, differentiated), info
+    jacobian, (inner, info) = jax.jacfwd(program, has_aux=True)(values)
+    return Solved(problem, inner, differentiated, jacobian), info
 
 
-@jax.named_scope("inner_solve")  # the names of a profile
-def run_steps(
-    problem: InnerProblem,
-    inner0: Tree,
-    theta: Theta,
-    *,
-    num_steps: int,
-    detached_steps: int = 0,
-    rematerialize: Rematerialize = "none",
-    mixed_mode: bool = False,
-    reverse: bool = True,
-) -> tuple[Tree, InnerInfo]:
-    """Exactly `num_steps` differentiable steps, after `detached_steps` that are not."""
-    solver, oracle = problem
-    if reverse and not solver.reverse_differentiable:
-        raise ValueError(
-            "the steps of this inner solver contain loops whose length depends on "
-            "values (a line search, CG), which reverse mode cannot pass. Use "
-            "hypergradients.implicit(), or unroll inner_solvers.gradient_descent; "
-            'unrolled(mode="forward") works with every solver.'
-        )
-    if mixed_mode:
-        oracle = oracle._replace(
-            gradient=symmetric_gradient(oracle.value),
-            value_and_gradient=lambda w, t: (
-                jax.lax.stop_gradient(oracle.value(w, t)),
-                symmetric_gradient(oracle.value)(w, t),
-            ),
-        )
-    carry = driver.start(solver, oracle, inner0, theta)
-    if detached_steps:
-        frozen = jax.lax.stop_gradient((carry, theta))
-        carry = driver.trajectory(
-            solver, oracle, frozen[0], frozen[1], num_steps=detached_steps
-        )
-        carry = jax.lax.stop_gradient(carry)
-    carry = driver.trajectory(
-        solver,
-        oracle,
-        carry,
-        theta,
-        num_steps=num_steps,
-        rematerialize=rematerialize,
-    )
-    info = driver.report(
-        solver,
-        oracle,
-        *jax.lax.stop_gradient((carry, theta)),
-        detached_steps + num_steps,
-    )
-    return carry.inner, info
+def _pullback_by_jvp(
+    solved: Solved, outer_objective: OuterObjective, warm_start: Any
+) -> Pullback:
+    del warm_start
+    values = solved.differentiated.values
+    pulled = _contract(outer_objective.cotangent, solved.residuals, values)
+    return Pullback(pulled, plain_info())
 
 
 def _contract(cotangent: Tree, jacobian: Tree, like: Tree) -> Tree:

@@ -1,6 +1,7 @@
 """Block-coordinate sweeps."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 
 from bilevel import checks, trees
 from bilevel.derivatives import Oracle
-from bilevel.inner_solvers.base import InnerSolver, StepInfo, check_limits
+from bilevel.inner_problem import InnerSolver, Parameters, StepInfo, UserFunction
+from bilevel.inner_solvers.driver import check_limits
 from bilevel.trees import Tree
 
 
@@ -32,7 +34,8 @@ def block_coordinate(
         blocks: the top-level keys (dict) or positions (tuple, list) of `inner` in
             each block; together every one exactly once.
         update: `(leaf, gradient) -> leaf`, elementwise; its fixed points must be the
-            minimisers in the block.  A number is a step size of gradient descent.
+            minimisers in the block.  A number is a step size of gradient descent (it
+            may be a value that is being differentiated).
         max_steps: the cap on sweeps.
         rtol: stop when a sweep moves w by at most rtol max(|w|, what the first moved).
             The reported residual is |w - T(w)|, T being the update of all leaves at
@@ -56,44 +59,78 @@ def block_coordinate(
     max_steps = check_limits("block_coordinate", max_steps, rtol)
     step_size = None
     if checks.is_number(update):
-        step_size = checks.positive("block_coordinate: the step size", update)
+        name = "block_coordinate: the step size"
+        step_size = checks.positive_if_known(name, update)
     smooth = step_size is not None
+    length = 1.0 if step_size is None else step_size
 
-    def apply(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
+    def leaf_update(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
         if callable(update):
             return update(leaf, gradient)
-        return (leaf - update * gradient).astype(leaf.dtype)
+        return (leaf - length * gradient).astype(leaf.dtype)
 
-    def init(oracle: Oracle, inner: Tree, theta: Tree) -> tuple[()]:
-        del oracle, theta
+    def entry_update(entry: Tree, gradients: Tree) -> Tree:
+        return jax.tree.map(leaf_update, entry, gradients)
+
+    def example(name: str | int, inner: Tree, outer: Tree, batch: Any) -> Any:
+        del outer, batch
+        _check_blocks(blocks, inner)
+        return inner[name], inner[name]
+
+    def apply(oracle: Oracle, p: Parameters, parts: dict, gradients: Any) -> dict:
+        return {
+            name: oracle.functions[f"update {name}"](p, part, gradients[name])
+            for name, part in parts.items()
+        }
+
+    def init(oracle: Oracle, inner: Tree, parameters: Parameters) -> tuple[()]:
+        del oracle, parameters
         _check_blocks(blocks, inner)
         return ()
 
-    def residual(oracle: Oracle, inner: Tree, theta: Tree) -> Tree:
-        gradient = oracle.gradient(inner, theta)
+    def residual(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
+        gradient = oracle.gradient(inner, parameters)
         if smooth:
             return gradient
-        return trees.sub(inner, jax.tree.map(apply, inner, gradient))
+        entries = {name: inner[name] for name in _names(inner)}
+        moved = apply(oracle, parameters, entries, gradient)
+        return trees.sub(inner, _with(inner, moved))
 
     def step(
-        oracle: Oracle, inner: Tree, state: tuple[()], theta: Tree
+        oracle: Oracle, inner: Tree, state: tuple[()], parameters: Parameters
     ) -> tuple[Tree, tuple[()], StepInfo]:
         before = inner
         for block in blocks:
             parts = {name: inner[name] for name in block}
 
             def at(parts: dict, rest: Tree = inner) -> jax.Array:
-                return oracle.value(_with(rest, parts), theta)
+                return oracle.value(_with(rest, parts), parameters)
 
             gradients = jax.grad(at)(parts)
-            inner = _with(inner, jax.tree.map(apply, parts, gradients))
+            inner = _with(inner, apply(oracle, parameters, parts, gradients))
         # What the sweep moved is zero where the optimality map is, and costs nothing.
-        moved = trees.norm(trees.sub(inner, before)) / (step_size or 1)
+        moved = trees.norm(trees.sub(inner, before))
+        moved = moved / oracle.functions["step_size"](parameters)
         scale = trees.norm(before)
         info = StepInfo(moved, scale, jnp.zeros((), bool))
         return inner, state, info
 
-    return InnerSolver(init, step, residual, smooth, max_steps, rtol)
+    return InnerSolver(
+        init=init,
+        step=step,
+        optimality=residual,
+        structure="positive_definite" if smooth else "general",
+        max_steps=max_steps,
+        rtol=rtol,
+        functions=(
+            UserFunction("step_size", lambda: length, lambda *_: ()),
+            *(
+                UserFunction(f"update {name}", entry_update, partial(example, name))
+                for block in blocks
+                for name in block
+            ),
+        ),
+    )
 
 
 def _with(inner: Any, parts: dict) -> Any:
@@ -106,13 +143,17 @@ def _with(inner: Any, parts: dict) -> Any:
     return type(inner)(entries)
 
 
+def _names(inner: Any) -> list[Any]:
+    return sorted(inner) if isinstance(inner, dict) else list(range(len(inner)))
+
+
 def _check_blocks(blocks: Sequence[Sequence[str | int]], inner: Tree) -> None:
     if not isinstance(inner, dict | tuple | list):
         raise ValueError(
             "block_coordinate: the inner variable must be a dict, tuple or list of "
             f"blocks at its top level, got {type(inner).__name__}."
         )
-    names = sorted(inner) if isinstance(inner, dict) else list(range(len(inner)))
+    names = _names(inner)
     listed = [name for block in blocks for name in block]
     if sorted(map(str, listed)) != sorted(map(str, names)):
         raise ValueError(

@@ -1,13 +1,20 @@
 """A user's function that already returns the solution."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.derivatives import Oracle
-from bilevel.inner_solvers.base import InnerSolver, StepInfo
+from bilevel.inner_problem import (
+    InnerSolver,
+    Parameters,
+    StepInfo,
+    Structure,
+    UserFunction,
+)
 from bilevel.trees import Tree
 
 
@@ -16,6 +23,7 @@ def closed_form(
     *,
     tilted: bool = False,
     differentiable: bool = False,
+    structure: Structure = "positive_definite",
 ) -> InnerSolver:
     """w* = solution(inner0, outer, batch): a formula, or any solver of one's own.
 
@@ -27,6 +35,9 @@ def closed_form(
         differentiable: `solution` is a JAX function whose derivative is meant, and G
             need not be smooth: the optimality map is then w - solution(outer, batch),
             instead of the gradient of G.
+        structure: of the Hessian of G at the solution; "symmetric" for a stationary
+            point that is no minimum, such as the saddle of a Lagrangian (the inner
+            variable then holds the multipliers too).
 
     Returns:
         An `InnerSolver` of one step.  Without `differentiable` it reports the gradient
@@ -38,12 +49,14 @@ def closed_form(
         >>> solver = closed_form(shrink, tilted=True)
     """
 
-    def solve(oracle: Oracle, inner: Tree, theta: Tree) -> Tree:
-        arguments = (jax.lax.stop_gradient(inner), theta.outer, theta.batch)
+    def solve(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
+        call = oracle.functions["solution"]
+        inner0 = jax.lax.stop_gradient(inner)
+        arguments = (parameters, inner0, parameters.outer, parameters.batch)
         if tilted:
             zero = trees.zeros_like(inner)
             tilt = zero if oracle.tilt is None else oracle.tilt
-            out = solution(*arguments, tilt)
+            out = call(*arguments, tilt)
         elif oracle.tilt is not None:
             raise ValueError(
                 "this closed-form solution takes no tilt, so it cannot be nudged. "
@@ -51,52 +64,56 @@ def closed_form(
                 "G + <tilt, w> and pass tilted=True, or use the implicit rule."
             )
         else:
-            out = solution(*arguments)
+            out = call(*arguments)
         trees.require_like(out, inner, "solution(...)", "the initial inner variable")
         return out
 
-    def init(oracle: Oracle, inner: Tree, theta: Tree) -> tuple[()]:
-        del oracle, inner, theta
+    def init(oracle: Oracle, inner: Tree, parameters: Parameters) -> tuple[()]:
+        del oracle, inner, parameters
         return ()
 
-    def optimality(oracle: Oracle, inner: Tree, theta: Tree) -> Tree:
+    def optimality(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
         if differentiable:
-            return trees.sub(inner, solve(oracle, inner, theta))
-        return oracle.gradient(inner, theta)
+            return trees.sub(inner, solve(oracle, inner, parameters))
+        return oracle.gradient(inner, parameters)
 
     def step(
-        oracle: Oracle, inner: Tree, state: tuple[()], theta: Tree
+        oracle: Oracle, inner: Tree, state: tuple[()], parameters: Parameters
     ) -> tuple[Tree, tuple[()], StepInfo]:
-        solved = solve(oracle, inner, theta)
+        solved = solve(oracle, inner, parameters)
         if differentiable:
             norm = trees.norm(trees.sub(inner, solved))
             info = StepInfo(norm, trees.norm(solved), jnp.zeros((), bool))
         else:
-            value, gradient = oracle.value_and_gradient(inner, theta)
+            value, gradient = oracle.value_and_gradient(inner, parameters)
             norm = trees.norm(gradient)
-            scale = _gradient_scale(oracle, inner, solved, theta, value)
+            scale = _gradient_scale(oracle, inner, solved, parameters, value)
             info = StepInfo(norm, scale.astype(norm.dtype), jnp.zeros((), bool))
         return solved, state, info
 
+    def example(inner: Tree, outer: Tree, batch: Any) -> tuple[Any, ...]:
+        return (inner, outer, batch, inner) if tilted else (inner, outer, batch)
+
     return InnerSolver(
-        init,
-        step,
-        optimality,
-        symmetric=True,
+        init=init,
+        step=step,
+        optimality=optimality,
+        structure=structure,
         max_steps=1,
         rtol=None,
+        functions=(UserFunction("solution", solution, example),),
         closed_form=True,
     )
 
 
 def _gradient_scale(
-    oracle: Oracle, inner: Tree, solved: Tree, theta: Tree, value: jax.Array
+    oracle: Oracle, inner: Tree, solved: Tree, parameters: Parameters, value: jax.Array
 ) -> jax.Array:
     """(G(0) - G(w)) / |w|, about half of curvature times |w|; 0 where it is not finite.
 
     One step tells nothing of the curvature, and a warm start is the solution already.
     """
     size = trees.norm(solved)
-    rise = jnp.abs(oracle.value(trees.zeros_like(inner), theta) - value)
+    rise = jnp.abs(oracle.value(trees.zeros_like(inner), parameters) - value)
     scale = rise / jnp.where(size > 0, size, 1)
     return jnp.where((size > 0) & jnp.isfinite(scale), scale, 0)

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.derivatives import Oracle
-from bilevel.inner_solvers.base import InnerSolver, StepInfo, check_limits
+from bilevel.inner_problem import (
+    InnerSolver,
+    Parameters,
+    StepInfo,
+    Structure,
+    UserFunction,
+)
+from bilevel.inner_solvers.driver import check_limits
 from bilevel.trees import Tree
 
 
@@ -16,7 +23,7 @@ def fixed_point(
     *,
     max_steps: int = 1000,
     rtol: float | None = None,
-    symmetric: bool = False,
+    structure: Structure = "general",
 ) -> InnerSolver:
     """w <- T(w, outer, batch), until |w - T(w)| is small.
 
@@ -29,7 +36,8 @@ def fixed_point(
         mapping: `T(inner, outer, batch) -> tree like inner`; a contraction.
         max_steps: the cap.
         rtol: stop at |w - T(w)| <= rtol max(|w|, |w_0 - T(w_0)|).
-        symmetric: dT/dw is symmetric, so that CG may solve the adjoint system.
+        structure: of I - dT/dw; "positive_definite" where dT/dw is symmetric (and T a
+            contraction), so that CG may solve the adjoint equation.
 
     Returns:
         An `InnerSolver`, without linear tilts: nudged rules raise `ValueError`.
@@ -43,8 +51,12 @@ def fixed_point(
     """
     max_steps = check_limits("fixed_point", max_steps, rtol)
 
-    def init(oracle: Oracle, inner: Tree, theta: Tree) -> tuple[()]:
-        del inner, theta
+    def apply(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
+        bound = oracle.functions["mapping"]
+        return bound(parameters, inner, parameters.outer, parameters.batch)
+
+    def init(oracle: Oracle, inner: Tree, parameters: Parameters) -> tuple[()]:
+        del inner, parameters
         if oracle.tilt is not None or oracle.opaque:
             raise ValueError(
                 "fixed_point iterates a given map, to which no nudge can be added. Use "
@@ -54,17 +66,23 @@ def fixed_point(
         return ()
 
     def step(
-        oracle: Oracle, inner: Tree, state: tuple[()], theta: Tree
+        oracle: Oracle, inner: Tree, state: tuple[()], parameters: Parameters
     ) -> tuple[Tree, tuple[()], StepInfo]:
-        del oracle
-        mapped = mapping(inner, theta.outer, theta.batch)
+        mapped = apply(oracle, inner, parameters)
         trees.require_like(mapped, inner, "mapping(inner, ...)", "inner")
         norm = trees.norm(trees.sub(inner, mapped))
         info = StepInfo(norm, trees.norm(inner), jnp.zeros((), bool))
         return mapped, state, info
 
-    def optimality(oracle: Oracle, inner: Tree, theta: Tree) -> Tree:
-        del oracle
-        return trees.sub(inner, mapping(inner, theta.outer, theta.batch))
+    def optimality(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
+        return trees.sub(inner, apply(oracle, inner, parameters))
 
-    return InnerSolver(init, step, optimality, symmetric, max_steps, rtol)
+    return InnerSolver(
+        init=init,
+        step=step,
+        optimality=optimality,
+        structure=structure,
+        max_steps=max_steps,
+        rtol=rtol,
+        functions=(UserFunction("mapping", mapping, lambda *args: args),),
+    )

@@ -1,17 +1,17 @@
 """Gradient descent by any optax transformation."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import checks, trees
+from bilevel import checks, closures, trees
 from bilevel.derivatives import Oracle
-from bilevel.inner_solvers.base import (
-    InnerSolver,
-    StepInfo,
-    check_limits,
-)
+from bilevel.inner_problem import InnerSolver, Parameters, StepInfo, UserFunction
+from bilevel.inner_solvers.driver import check_limits
 from bilevel.trees import Tree
 
 
@@ -26,6 +26,7 @@ def gradient_descent(
     Args:
         optimizer: any optax transformation (value, gradient and value function are
             passed to those that ask for them), or a step size for plain descent.
+            Either may be, or close over, a value that is being differentiated.
         max_steps: the cap.
         rtol: see `InnerSolver`; 0 takes all `max_steps` steps.
 
@@ -40,7 +41,9 @@ def gradient_descent(
     """
     max_steps = check_limits("gradient_descent", max_steps, rtol)
     if checks.is_number(optimizer):
-        step_size = checks.positive("gradient_descent: the step size", optimizer)
+        step_size = checks.positive_if_known(
+            "gradient_descent: the step size", optimizer
+        )
         optimizer = optax.sgd(step_size)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
@@ -49,27 +52,72 @@ def gradient_descent(
         )
     transform = optax.with_extra_args_support(optimizer)
 
-    def init(oracle: Oracle, inner: Tree, theta: Tree) -> Any:
-        del oracle, theta
-        return transform.init(inner)
-
-    def step(
-        oracle: Oracle, inner: Tree, state: Any, theta: Tree
-    ) -> tuple[Tree, Any, StepInfo]:
-        value, gradient = oracle.value_and_gradient(inner, theta)
-        updates, state = transform.update(
+    def update(
+        gradient: Tree, state: Any, inner: Tree, value: jax.Array, level: jax.Array
+    ) -> tuple[Tree, Any]:
+        """An update that may not ask for G elsewhere; `level` tells whether it does."""
+        return transform.update(
             gradient,
             state,
             inner,
             value=value,
             grad=gradient,
-            value_fn=lambda w: oracle.value(w, theta),
+            value_fn=lambda w: level + trees.dot(gradient, w),
         )
+
+    def example(inner: Tree, outer: Tree, batch: Any) -> tuple[Any, ...]:
+        del outer, batch
+        scalar = jax.ShapeDtypeStruct((), trees.real_dtype(inner))
+        return inner, jax.eval_shape(transform.init, inner), inner, scalar, scalar
+
+    def init(oracle: Oracle, inner: Tree, parameters: Parameters) -> Any:
+        return oracle.functions["optimizer_init"](parameters, inner)
+
+    def step(
+        oracle: Oracle, inner: Tree, state: Any, parameters: Parameters
+    ) -> tuple[Tree, Any, StepInfo]:
+        value, gradient = oracle.value_and_gradient(inner, parameters)
+        if parameters.constants["optimizer_update"]:  # it closes over traced values
+            bound = partial(oracle.functions["optimizer_update"], parameters)
+            level = jnp.zeros((), trees.real_dtype(inner))
+            arguments = (gradient, state, inner, value.astype(level.dtype), level)
+            _require_no_search(bound, arguments)
+            updates, state = bound(*arguments)
+        else:
+            updates, state = transform.update(
+                gradient,
+                state,
+                inner,
+                value=value,
+                grad=gradient,
+                value_fn=lambda w: oracle.value(w, parameters),
+            )
         info = StepInfo(trees.norm(gradient), None, jnp.zeros((), bool))
         return optax.apply_updates(inner, updates), state, info
 
-    return InnerSolver(init, step, _gradient, True, max_steps, rtol)
+    return InnerSolver(
+        init=init,
+        step=step,
+        optimality=_gradient,
+        structure="positive_definite",
+        max_steps=max_steps,
+        rtol=rtol,
+        functions=(
+            UserFunction("optimizer_init", transform.init, lambda w, *_: (w,)),
+            UserFunction("optimizer_update", update, example),
+        ),
+    )
 
 
-def _gradient(oracle: Oracle, inner: Tree, theta: Tree) -> Tree:
-    return oracle.gradient(inner, theta)
+def _require_no_search(update: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    if closures.depends_on(update, arguments, len(arguments) - 1):
+        raise ValueError(
+            "gradient_descent: this optimiser asks for values of the inner objective "
+            "(a line search) and closes over values that are traced by JAX. Expected "
+            "one or the other: make what it closes over part of the outer variable or "
+            "plain numbers, or take an optimiser without a line search."
+        )
+
+
+def _gradient(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
+    return oracle.gradient(inner, parameters)

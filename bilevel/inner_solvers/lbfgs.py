@@ -3,7 +3,7 @@
 import optax
 
 from bilevel import checks
-from bilevel.inner_solvers.base import InnerSolver
+from bilevel.inner_problem import InnerSolver
 from bilevel.inner_solvers.gradient_descent import gradient_descent
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from bilevel import checks, trees
 from bilevel.derivatives import Oracle, hvp
-from bilevel.inner_solvers.base import InnerSolver, StepInfo, check_limits
+from bilevel.inner_problem import InnerSolver, Parameters, StepInfo
+from bilevel.inner_solvers.driver import check_limits
 from bilevel.iteration import iterate_until
-from bilevel.linear_solvers.base import epsilon
 from bilevel.linear_solvers.cg import Settings, conjugate_gradients
 from bilevel.trees import Tree
 
@@ -76,13 +76,13 @@ def newton(
     max_steps = check_limits("newton", max_steps, rtol)
     max_cg_steps = checks.count("newton: max_cg_steps", max_cg_steps, 1)
 
-    def init(oracle: Oracle, inner: Tree, theta: Tree) -> NewtonState:
-        value, gradient = oracle.value_and_gradient(inner, theta)
+    def init(oracle: Oracle, inner: Tree, parameters: Parameters) -> NewtonState:
+        value, gradient = oracle.value_and_gradient(inner, parameters)
         zero = jnp.zeros((), trees.real_dtype(inner))
         return NewtonState(value, gradient, zero, zero, zero)
 
     def step(
-        oracle: Oracle, inner: Tree, state: NewtonState, theta: Tree
+        oracle: Oracle, inner: Tree, state: NewtonState, parameters: Parameters
     ) -> tuple[Tree, NewtonState, StepInfo]:
         norm = trees.norm(state.gradient)
         first = jnp.where(state.first_norm > 0, state.first_norm, norm)
@@ -92,8 +92,8 @@ def newton(
             max_steps=max_cg_steps,
             largest=state.largest,
         )
-        direction = _direction(oracle, inner, theta, state.gradient, settings)
-        line = _Line(oracle, inner, theta, state.value, state.gradient, direction)
+        direction = _direction(oracle, inner, parameters, state.gradient, settings)
+        line = _Line(oracle, inner, parameters, state.value, state.gradient, direction)
         trial = _search(line)
         # Once decreases drown in rounding, only the gradient tells of progress.
         stuck = (state.last_norm > 0) & (norm > state.last_norm / 2)
@@ -110,10 +110,10 @@ def newton(
         return trial.inner, state, info
 
     return InnerSolver(
-        init,
-        step,
-        _gradient,
-        symmetric=True,
+        init=init,
+        step=step,
+        optimality=_gradient,
+        structure="positive_definite",
         max_steps=max_steps,
         rtol=rtol,
         reverse_differentiable=False,
@@ -121,8 +121,8 @@ def newton(
     )
 
 
-def _gradient(oracle: Oracle, inner: Tree, theta: Tree) -> Tree:
-    return oracle.gradient(inner, theta)
+def _gradient(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
+    return oracle.gradient(inner, parameters)
 
 
 class _Direction(NamedTuple):
@@ -132,9 +132,13 @@ class _Direction(NamedTuple):
 
 
 def _direction(
-    oracle: Oracle, inner: Tree, theta: Tree, gradient: Tree, settings: Settings
+    oracle: Oracle,
+    inner: Tree,
+    parameters: Parameters,
+    gradient: Tree,
+    settings: Settings,
 ) -> _Direction:
-    product = hvp(oracle.gradient, inner, theta)
+    product = hvp(oracle.gradient, inner, parameters)
     downhill = trees.scale(-1.0, gradient)
     solution, info, last = conjugate_gradients(product, downhill, settings)
     slope = trees.dot(solution, gradient)
@@ -163,7 +167,7 @@ class _Line(NamedTuple):
 
     oracle: Oracle
     inner: Tree
-    theta: Tree
+    parameters: Parameters
     value: jax.Array
     gradient: Tree
     direction: _Direction
@@ -179,7 +183,7 @@ class _Trial(NamedTuple):
 
 def _at(line: _Line, size: jax.Array) -> _Trial:
     inner = trees.axpy(size, line.direction.vector, line.inner)
-    value, gradient = line.oracle.value_and_gradient(inner, line.theta)
+    value, gradient = line.oracle.value_and_gradient(inner, line.parameters)
     return _Trial(size, inner, value, gradient, jnp.zeros((), bool))
 
 
@@ -189,7 +193,7 @@ def _search(line: _Line) -> _Trial:
     Along negative curvature the step is then doubled while that decreases G further.
     """
     slope = trees.dot(line.gradient, line.direction.vector)
-    rounding = 10 * epsilon(line.inner) * jnp.abs(line.value)
+    rounding = 10 * trees.epsilon(line.inner) * jnp.abs(line.value)
 
     def accepted(trial: _Trial) -> jax.Array:
         decrease = trial.value <= line.value + 1e-4 * trial.size * slope
@@ -225,7 +229,7 @@ def _search(line: _Line) -> _Trial:
 def _escape(
     oracle: Oracle,
     inner: Tree,
-    theta: Tree,
+    parameters: Parameters,
     attempt: jax.Array,
     *,
     max_cg_steps: int,
@@ -243,16 +247,16 @@ def _escape(
         for k, x in zip(keys, leaves, strict=True)
     ]
     _, info, last = conjugate_gradients(
-        hvp(oracle.gradient, inner, theta),
+        hvp(oracle.gradient, inner, parameters),
         jax.tree.unflatten(treedef, random),
         # The solution is not wanted, only the curvature on the way to it.
         Settings(rtol=0.5, max_steps=max_cg_steps),
     )
-    value, gradient = oracle.value_and_gradient(inner, theta)
+    value, gradient = oracle.value_and_gradient(inner, parameters)
     vector = _along(last.vector, last.curvature, gradient, inner)
     slope = trees.dot(vector, gradient)
     squared = trees.dot(vector, vector)
-    negative = last.curvature < -10 * epsilon(inner) * info.largest
+    negative = last.curvature < -10 * trees.epsilon(inner) * info.largest
     negative = negative & ~info.positive_definite
 
     class Trial(NamedTuple):
@@ -260,7 +264,7 @@ def _escape(
         value: jax.Array
 
     def at(size: jax.Array) -> Trial:
-        return Trial(size, oracle.value(trees.axpy(size, vector, inner), theta))
+        return Trial(size, oracle.value(trees.axpy(size, vector, inner), parameters))
 
     def accepted(trial: Trial) -> jax.Array:
         bend = trial.size**2 * squared * last.curvature / 2

@@ -1,12 +1,12 @@
 """What a linear solver is, and what it reports."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from bilevel import trees
+from bilevel.inner_problem import Structure
 from bilevel.trees import Tree
 
 Matvec = Callable[[Tree], Tree]
@@ -16,7 +16,7 @@ class LinearInfo(NamedTuple):
     """How a linear solve A u = b ended; all fields are scalars.
 
     Attributes:
-        residual_norm: |A u - b| / |b|, recomputed from the solution (0 for b = 0).
+        relative_residual: |A u - b| / |b|, recomputed from the solution (0 for b = 0).
         error: an estimate of |u - A^-1 b| / |u|, rounding included; inf if unknown.
         num_steps: `[]` int32, the iterations taken.
         converged: the requested tolerance was met.
@@ -26,7 +26,7 @@ class LinearInfo(NamedTuple):
         largest: the largest, likewise.
     """
 
-    residual_norm: jax.Array
+    relative_residual: jax.Array
     error: jax.Array
     num_steps: jax.Array
     converged: jax.Array
@@ -35,20 +35,62 @@ class LinearInfo(NamedTuple):
     largest: jax.Array
 
 
+class Solve(Protocol):
+    """Solves A u = b."""
+
+    def __call__(
+        self,
+        matvec: Matvec,
+        rhs: Tree,
+        initial: Tree | None = None,
+        precondition: Matvec | None = None,
+        /,
+    ) -> tuple[Tree, LinearInfo]:
+        """`(solution, info)`.
+
+        Args:
+            matvec: u -> A u.
+            rhs: b.
+            initial: where to start; None stands for zero, and costs no product.
+            precondition: r -> about A^-1 r, or None.
+        """
+        ...
+
+
 class LinearSolver(NamedTuple):
     """Solves A u = b for a matrix-free A on pytrees.
 
     Attributes:
-        solve: `(matvec, rhs, initial, precondition) -> (solution, LinearInfo)`.
-            `initial` and `precondition` may be None; `precondition(r)` applies an
-            approximate inverse of A.
-        symmetric_only: whether A must be symmetric.
+        solve: see `Solve`.
+        needs: the structure that A must have.
         damping: what is solved is (A + damping I) u = b.
     """
 
-    solve: Callable[[Matvec, Tree, Tree | None, Matvec | None], tuple[Tree, LinearInfo]]
-    symmetric_only: bool
+    solve: Solve
+    needs: Structure = "general"
     damping: float = 0.0
+
+
+_ORDER: tuple[Structure, ...] = ("positive_definite", "symmetric", "general")
+
+
+def require_structure(solver: LinearSolver, structure: Structure) -> None:
+    """Raises `ValueError` if `solver` cannot solve with matrices of a structure."""
+    if _ORDER.index(solver.needs) < _ORDER.index(structure):
+        what = {"positive_definite": "positive-definite"}.get(
+            solver.needs, solver.needs
+        )
+        raise ValueError(
+            f"this linear solver needs a {what} matrix, but the Jacobian of the "
+            "optimality map of the inner solver is "
+            + {
+                "symmetric": "symmetric only (a saddle, as of a Lagrangian). Use "
+                "linear_solvers.normal_cg() or dense()",
+                "general": "not symmetric (w - T(w) of a fixed point). Use "
+                "linear_solvers.normal_cg(), dense(symmetric=False) or neumann",
+            }[structure]
+            + ", or leave the linear solver out."
+        )
 
 
 def unit(rhs: Tree) -> tuple[Tree, jax.Array]:
@@ -61,8 +103,3 @@ def unit(rhs: Tree) -> tuple[Tree, jax.Array]:
     size = trees.norm(rhs)
     scaled = trees.over(rhs, size)
     return jax.lax.optimization_barrier(scaled), size
-
-
-def epsilon(tree: Tree) -> float:
-    """The rounding unit of the narrowest leaf of `tree`."""
-    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(tree))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bilevel import checks, trees
 from bilevel.iteration import iterate_until
-from bilevel.linear_solvers.base import LinearInfo, LinearSolver, Matvec, epsilon, unit
+from bilevel.linear_solvers.base import LinearInfo, LinearSolver, Matvec, unit
 from bilevel.trees import Tree
 
 
@@ -35,7 +35,7 @@ def cg(
             preconditioner the error is measured in the energy norm.
         max_steps: the cap; None means 10 000.  A solve that ends there says
             `converged=False`.
-        damping: added to the diagonal.  It biases the solution; `residual_norm` is
+        damping: added to the diagonal.  It biases the solution; `relative_residual` is
             that of the damped system.
 
     Returns:
@@ -71,7 +71,7 @@ def cg(
         settings = Settings(tolerance, cap, damping)
         return conjugate_gradients(matvec, rhs, settings, initial, precondition)[:2]
 
-    return LinearSolver(solve, symmetric_only=True, damping=float(damping))
+    return LinearSolver(solve, needs="positive_definite", damping=float(damping))
 
 
 class _Ritz(NamedTuple):
@@ -158,7 +158,7 @@ class _System(NamedTuple):
 
 def default_rtol(rhs: Tree) -> float:
     """The tolerance of `cg` on the relative error, for the dtypes of `rhs`."""
-    return max(1e-7, math.sqrt(epsilon(rhs)))
+    return max(1e-7, math.sqrt(trees.epsilon(rhs)))
 
 
 def conjugate_gradients(
@@ -180,7 +180,7 @@ def conjugate_gradients(
     system, state = _start(matvec, b, initial, nonzero, precondition, settings)
     largest = jnp.asarray(settings.largest, state.largest.dtype)
     state = state._replace(largest=largest)
-    eps, rtol = epsilon(rhs), settings.rtol
+    eps, rtol = trees.epsilon(rhs), settings.rtol
     floor = settings.floor / nonzero
 
     def met(s: _State) -> jax.Array:
@@ -217,7 +217,7 @@ def conjugate_gradients(
         state.largest * state.solution_norm + 1
     )
     info = LinearInfo(
-        residual_norm=residual_norm,
+        relative_residual=residual_norm,
         error=jnp.where(is_zero | (residual_norm == 0), 0, _error(system, final)),
         num_steps=num_steps,
         converged=is_zero

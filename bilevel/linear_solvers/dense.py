@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import trees
-from bilevel.linear_solvers.base import LinearInfo, LinearSolver, Matvec, epsilon, unit
+from bilevel.linear_solvers.base import LinearInfo, LinearSolver, Matvec, unit
 from bilevel.trees import Tree
 
 
@@ -61,18 +61,18 @@ def dense(*, symmetric: bool = True) -> LinearSolver:
         condition = jnp.max(magnitudes) / jnp.min(magnitudes)
         is_zero = size == 0
         info = LinearInfo(
-            residual_norm=residual,
-            error=jnp.where(is_zero, 0, epsilon(rhs) * condition),
+            relative_residual=residual,
+            error=jnp.where(is_zero, 0, trees.epsilon(rhs) * condition),
             num_steps=jnp.asarray(flat.size, jnp.int32),
             # A singular matrix leaves what is not in its range.
-            converged=is_zero | (residual <= epsilon(rhs) ** 0.5),
+            converged=is_zero | (residual <= trees.epsilon(rhs) ** 0.5),
             positive_definite=is_zero | (lowest > 0),
             smallest=lowest if symmetric else jnp.min(magnitudes),
             largest=jnp.max(magnitudes),
         )
         return trees.scale(size, unravel(solution.astype(flat.dtype))), info
 
-    return LinearSolver(solve, symmetric_only=symmetric)
+    return LinearSolver(solve, needs="symmetric" if symmetric else "general")
 
 
 def _divide(target: jax.Array, values: jax.Array) -> jax.Array:

@@ -60,7 +60,7 @@ def neumann(
             )
         return _solve(matvec, rhs, initial, step_size, num_terms, rtol)
 
-    return LinearSolver(solve, symmetric_only=False)
+    return LinearSolver(solve)
 
 
 class _State(NamedTuple):
@@ -108,7 +108,7 @@ def _solve(
     solution_norm = jnp.sqrt(trees.dot(state.solution, state.solution))
     safe = jnp.where(solution_norm > 0, solution_norm, 1)
     info = LinearInfo(
-        residual_norm=state.norm,
+        relative_residual=state.norm,
         error=jnp.where(
             state.norm == 0, 0, jnp.where(state.ratio < 1, rest / safe, jnp.inf)
         ),

@@ -56,7 +56,7 @@ def normal_cg(
         residual = trees.sub(b, matvec(solution))
         residual_norm = jnp.sqrt(trees.dot(residual, residual))
         info = info._replace(
-            residual_norm=residual_norm,
+            relative_residual=residual_norm,
             # A least-squares solution of what has none is no solution.
             converged=info.converged & ((residual_norm <= 1e-2) | (size == 0)),
             smallest=jnp.sqrt(info.smallest),
@@ -64,4 +64,4 @@ def normal_cg(
         )
         return trees.scale(size, solution), info
 
-    return LinearSolver(solve, symmetric_only=False)
+    return LinearSolver(solve)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import hypergradients, inner_solvers, trees
-from bilevel.argmin import value_and_hypergradient
 from bilevel.hypergradients import Hypergradient
 from bilevel.inner_solvers import InnerSolver
 from bilevel.problem import Batches, Problem, Solver
 from bilevel.trees import Tree
+from bilevel.value_and_hypergradient import value_and_hypergradient
 
 
 class TwoLoopState(NamedTuple):
@@ -22,7 +22,7 @@ class TwoLoopState(NamedTuple):
         inner: w, where the next inner solve starts.
         outer: x.
         outer_state: of the outer optimiser.
-        adjoint: where the next adjoint solve starts, or ().
+        warm_start: of the rule, what its next pull-back starts from; None for nothing.
         step: `[]` int32, updates made.
         key: `[]` typed PRNG key, folded with `step` for every draw.
     """
@@ -30,7 +30,7 @@ class TwoLoopState(NamedTuple):
     inner: Tree
     outer: Tree
     outer_state: Any
-    adjoint: Any
+    warm_start: Any
     step: jax.Array
     key: jax.Array
 
@@ -41,11 +41,11 @@ class TwoLoopInfo(NamedTuple):
     Attributes:
         value: the outer objective.
         gradient_norm: of the hypergradient.
-        inner_residual: relative residual of the inner solve.
+        inner_relative_residual: of the inner solve.
         inner_steps: `[]` int32.
         inner_converged: whether it met its tolerance.
-        adjoint_residual: relative residual of the adjoint equation; None for a rule
-            that solves none.
+        adjoint_relative_residual: of the adjoint equation; None for a rule that solves
+            none.
         adjoint_steps: `[]` int32.
         positive_definite: no negative curvature was met by the adjoint solve; None for
             a rule that does not look at curvature.
@@ -58,10 +58,10 @@ class TwoLoopInfo(NamedTuple):
 
     value: jax.Array
     gradient_norm: jax.Array
-    inner_residual: jax.Array
+    inner_relative_residual: jax.Array
     inner_steps: jax.Array
     inner_converged: jax.Array
-    adjoint_residual: jax.Array | None
+    adjoint_relative_residual: jax.Array | None
     adjoint_steps: jax.Array
     positive_definite: jax.Array | None
     error: jax.Array | None
@@ -91,7 +91,8 @@ def two_loop(
         outer_projection: applied to x after every update, for instance
             `optax.projections.projection_non_negative`.
         warm_start: start the inner solve and the adjoint solve where the last ended,
-            instead of at the initial point and at zero.
+            instead of at the initial point and at zero.  With `problem.initial` the
+            inner solve starts there in any case.
         rtol: see `bilevel.value_and_hypergradient`.
         certify: estimate the error of every hypergradient; one to three linear solves
             more an update.  Without it `error`, `trustworthy` and `reason` are None
@@ -99,8 +100,9 @@ def two_loop(
 
     Returns:
         A `Solver`: `init(inner, outer, key) -> TwoLoopState` and
-        `update(state, batches) -> (state, TwoLoopInfo)`, both pure.  Cost: that of one
-        `value_and_hypergradient`.
+        `update(state, batches) -> (state, TwoLoopInfo)`, both pure.  With
+        `problem.initial`, `inner` is an example, of which only the shapes matter.
+        Cost: that of one `value_and_hypergradient`.
 
     Source: Pedregosa 2016 (HOAG), arXiv:1602.02355, algorithm 1, with an inner solver
     and a rule of one's choice.
@@ -119,6 +121,9 @@ def two_loop(
         problem, solver, rule, rtol=rtol, certify=certify
     )
 
+    # What a rule starts from is like the unknowns, of which `inner` is a part.
+    carries = warm_start and solver.unknowns is None
+
     def init(inner: Tree, outer: Tree, key: jax.Array) -> TwoLoopState:
         trees.require_float(inner, "inner")
         trees.require_float(outer, "outer")
@@ -127,7 +132,7 @@ def two_loop(
             inner=inner,
             outer=outer,
             outer_state=outer_optimizer.init(outer),
-            adjoint=rule.init(inner) if warm_start else (),
+            warm_start=rule.init(inner) if carries else None,
             step=jnp.zeros((), jnp.int32),
             key=key,
         )
@@ -135,8 +140,8 @@ def two_loop(
     def update(
         state: TwoLoopState, batches: Batches
     ) -> tuple[TwoLoopState, TwoLoopInfo]:
-        memory = state.adjoint if warm_start else None
-        out = evaluate(state.inner, state.outer, batches, memory)
+        inner0 = state.inner if problem.initial is None else None
+        out = evaluate(inner0, state.outer, batches, state.warm_start)
         updates, outer_state = outer_optimizer.update(
             out.gradient, state.outer_state, state.outer
         )
@@ -147,16 +152,16 @@ def two_loop(
             inner=out.inner if warm_start else state.inner,
             outer=outer,
             outer_state=outer_state,
-            adjoint=out.memory if warm_start else (),
+            warm_start=out.warm_start if carries else None,
             step=state.step + 1,
         )
         info = TwoLoopInfo(
             value=out.value,
             gradient_norm=trees.norm(out.gradient),
-            inner_residual=out.info.inner.relative_residual,
+            inner_relative_residual=out.info.inner.relative_residual,
             inner_steps=out.info.inner.num_steps,
             inner_converged=out.info.inner.converged,
-            adjoint_residual=out.info.pullback.residual_norm,
+            adjoint_relative_residual=out.info.pullback.relative_residual,
             adjoint_steps=out.info.pullback.num_steps,
             positive_definite=out.info.pullback.positive_definite,
             error=out.info.error,

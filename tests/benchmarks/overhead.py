@@ -117,7 +117,7 @@ def by_report(inner: str, cg_steps: int, *, certify: bool) -> Callable[..., Resu
     def program(w: jax.Array, x: jax.Array, train: Data, val: Data) -> Any:
         out = evaluate(w, x, bilevel.Batches(train, val))
         info = out.info
-        residuals = info.inner.residual_norm, info.pullback.residual_norm
+        residuals = info.inner.residual_norm, info.pullback.relative_residual
         # The certificate would be dropped from the program if it were not returned.
         return Result(out.value, out.gradient, *residuals), info if certify else ()
 

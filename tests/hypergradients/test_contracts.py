@@ -51,7 +51,7 @@ def _solve(
         row.solver,
         row.rule(row.nudge),
         on_untrustworthy=on_untrustworthy,
-        readout=function if row.full else None,
+        outer_objective=function if row.full else None,
     )
 
 
@@ -392,7 +392,7 @@ def check_scan(row: Row) -> None:
         def step(carry: Any, _: None) -> Any:
             inner, outer, memory = carry
             out = evaluate(inner, outer, batches, memory)
-            return (out.inner, outer - 0.5 * out.gradient, out.memory), out.value
+            return (out.inner, outer - 0.5 * out.gradient, out.warm_start), out.value
 
         return jax.lax.scan(step, carry, None, length=3)
 
@@ -523,8 +523,9 @@ NOTES = """\
 `TypeError`: the rule defines a pull-back only, and JAX refuses forward mode; the
 Hessian, forward over reverse, works all the same, but not in mixed mode. `ValueError`:
 the rule gives the derivative of the argmin, which does not depend on the start; use
-`unrolled()` for MAML. *flagged*: a full nudge knows multiples of dF/dw only; other
-cotangents are untrustworthy: a warning, or NaN, as `on_untrustworthy` says."""
+`unrolled()` for MAML, with `argmin` or with `Problem(initial=...)`. *flagged*: a full
+nudge knows multiples of dF/dw only; other cotangents are untrustworthy: a warning, or
+NaN, as `on_untrustworthy` says."""
 
 
 def table() -> str:

@@ -72,7 +72,7 @@ SOLVERS = {
     "adam": inner_solvers.gradient_descent(
         optax.adam(optax.exponential_decay(0.1, 50, 0.5)), max_steps=1500, rtol=1e-11
     ),
-    "fixed_point": inner_solvers.fixed_point(descend, symmetric=True),
+    "fixed_point": inner_solvers.fixed_point(descend, structure="positive_definite"),
     "fixed_point, twisted": inner_solvers.fixed_point(twist),
     "closed_form": inner_solvers.closed_form(solution),
     "closed_form, differentiable": inner_solvers.closed_form(
@@ -416,7 +416,7 @@ def test_difference_of_nudged_states_is_the_adjoint(state: jax.Array):
         minimise(lambda w, b=b: curved(w, OUTER, DATA) + b * jnp.vdot(slope_at, w))
         for b in (-beta, beta)
     ]
-    assert distance((ends[0] - ends[1]) / (2 * beta), out.memory) <= 1e-5
+    assert distance((ends[0] - ends[1]) / (2 * beta), out.warm_start) <= 1e-5
 
 
 # A nudge for every element: quantisers.

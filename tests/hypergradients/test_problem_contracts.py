@@ -57,7 +57,7 @@ def solve(row: Row, objective: Any, function: Any, on_untrustworthy: Any = "igno
         row.solver,
         row.rule(row.nudge),
         on_untrustworthy=on_untrustworthy,
-        readout=function if row.full else None,
+        outer_objective=function if row.full else None,
     )
 
 

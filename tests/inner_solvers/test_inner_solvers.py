@@ -62,7 +62,11 @@ ROWS = [
     ),
     ("lbfgs", inner_solvers.lbfgs(max_steps=50), 1e-10),
     ("newton", inner_solvers.newton(), 1e-10),
-    ("fixed_point", inner_solvers.fixed_point(descend, symmetric=True), 1e-10),
+    (
+        "fixed_point",
+        inner_solvers.fixed_point(descend, structure="positive_definite"),
+        1e-10,
+    ),
     (
         "block_coordinate",
         inner_solvers.block_coordinate([("a",), ("b",)], 0.4, max_steps=200),

@@ -48,7 +48,10 @@ ROWS = {
     ),
     "lbfgs": (inner_solvers.lbfgs(max_steps=100), True),
     "newton": (inner_solvers.newton(), True),
-    "fixed_point": (inner_solvers.fixed_point(descend, symmetric=True), False),
+    "fixed_point": (
+        inner_solvers.fixed_point(descend, structure="positive_definite"),
+        False,
+    ),
     "block_coordinate": (
         inner_solvers.block_coordinate(
             [("kernel", "bias"), ("large",), ("unread", "empty")], 0.4

@@ -68,8 +68,8 @@ def test_steps_are_those_of_gradient_descent_on_the_closed_form(update: Any):
         rtol=1e-8,
     )
     assert bool(first.inner_converged)
-    assert float(first.inner_residual) <= 1e-10
-    assert float(first.adjoint_residual) <= 1e-6
+    assert float(first.inner_relative_residual) <= 1e-10
+    assert float(first.adjoint_relative_residual) <= 1e-6
     assert first.error is None  # unchecked by default
     assert first.trustworthy is None
 
@@ -83,7 +83,7 @@ def test_state_is_the_carry_of_a_scan(update: Any):
     for _ in range(3):
         state, _ = update(state, BATCHES)
     assert distance(last.outer, state.outer) <= 1e-13
-    assert distance(last.adjoint, state.adjoint) <= 1e-12
+    assert distance(last.warm_start, state.warm_start) <= 1e-12
     assert int(last.step) == 3
     assert infos.value.shape == (3,)
 
@@ -125,7 +125,7 @@ def test_warm_start_saves_steps_and_can_be_switched_off(update: Any):
         steps[warm] = int(info.inner_steps)
         if not warm:
             assert not jnp.any(state.inner)
-            assert state.adjoint == ()
+            assert state.warm_start is None
     assert steps[True] < steps[False]
 
 
@@ -146,7 +146,7 @@ def test_projection_certificate_and_optimizer_state():
     assert bool(jnp.any((state.outer == -1.0) | (state.outer == 0.5)))
     assert bool(info.trustworthy)
     assert int(optax.tree.get(state.outer_state, "count")) == 2
-    assert state.adjoint == ()  # this rule has no adjoint to keep
+    assert state.warm_start is None  # this rule has no adjoint to keep
 
 
 @pytest.mark.thorough

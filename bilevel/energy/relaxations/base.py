@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from bilevel import trees
 from bilevel.energy.networks.base import Key, State
 from bilevel.iteration import iterate, iterate_until
 
@@ -175,7 +176,7 @@ def _size(seen: Seen, carry: Any) -> jax.Array:
 
 def rounding(leaves: list[jax.Array]) -> jax.Array:
     """What a state may be off by rounding, root mean square, `[]`."""
-    return max(float(jnp.finfo(x.dtype).eps) for x in leaves) * rms(leaves)
+    return trees.epsilon(leaves) * rms(leaves)
 
 
 def rms(leaves: list[jax.Array]) -> jax.Array:

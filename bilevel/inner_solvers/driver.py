@@ -1,6 +1,5 @@
-"""What an inner solver is, and the one driver that runs it."""
+"""The one driver that runs every inner solver, and what it reports."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -9,61 +8,9 @@ import jax.numpy as jnp
 
 from bilevel import checks, trees
 from bilevel.derivatives import Oracle
+from bilevel.inner_problem import InnerSolver, Parameters, StepInfo
 from bilevel.iteration import Rematerialize, iterate, iterate_until
 from bilevel.trees import Tree
-
-
-class StepInfo(NamedTuple):
-    """What one step reports about the point it started from; all fields are scalars.
-
-    Attributes:
-        residual_norm: |residual| at the old point, a by-product of the step.
-        scale: the size a residual has at a point that is no solution, independent of
-            the starting point (|w| for fixed points).  None lets the driver estimate
-            curvature times |w| from how the residual changes along the steps, which no
-            constant added to the objective can move.
-        stalled: rounding lets no step improve the point any more.
-        relative: a sharper relative measure than residual_norm / max(scale, its norm at
-            the start), where the solver has one: Newton's |d| / |w|.
-    """
-
-    residual_norm: jax.Array
-    scale: jax.Array | None
-    stalled: jax.Array
-    relative: jax.Array | None = None
-
-
-class InnerSolver(NamedTuple):
-    """Minimises an inner objective G(w, theta), given by its `Oracle`.
-
-    Attributes:
-        init: `(oracle, inner, theta) -> state`.
-        step: `(oracle, inner, state, theta) -> (inner, state, StepInfo)`.
-        optimality: `(oracle, inner, theta) -> tree like inner`, zero at the solution:
-            the gradient, or w - T(w).  Pull-back rules differentiate it.
-        symmetric: its Jacobian in w is symmetric, so that CG may be used.
-        max_steps: the cap on the number of steps.
-        rtol: stop at |optimality| <= rtol * max(scale, its norm at the start), or where
-            the solver's own relative measure is that small; None means the rounding
-            unit to the power 3/4.
-        closed_form: one step is the solution; it sees a tilt, but no opaque nudge.
-        reverse_differentiable: reverse mode can pass through a step.
-        escape: `(oracle, inner, theta, attempt) -> (inner, found)`: at a stationary
-            point that is no minimum, a better point; the driver goes on from there.
-            None for a solver that does not look.
-    """
-
-    init: Callable[[Oracle, Tree, Tree], Any]
-    step: Callable[[Oracle, Tree, Any, Tree], tuple[Tree, Any, StepInfo]]
-    optimality: Callable[[Oracle, Tree, Tree], Tree]
-    symmetric: bool
-    max_steps: int
-    rtol: float | None
-    closed_form: bool = False
-    reverse_differentiable: bool = True
-    escape: Callable[[Oracle, Tree, Tree, jax.Array], tuple[Tree, jax.Array]] | None = (
-        None
-    )
 
 
 class InnerInfo(NamedTuple):
@@ -100,13 +47,12 @@ def tolerance(solver: InnerSolver, inner: Tree) -> float:
     """The relative tolerance in force for a point of the dtypes of `inner`."""
     if solver.rtol is not None:
         return solver.rtol
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(inner))
-    return eps**0.75
+    return trees.epsilon(inner) ** 0.75
 
 
 @jax.named_scope("inner_solve")  # the names of a profile
 def solve(
-    solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree
+    solver: InnerSolver, oracle: Oracle, inner: Tree, parameters: Parameters
 ) -> tuple[Tree, InnerInfo]:
     """Runs `solver` from `inner` to its tolerance or its cap.
 
@@ -114,9 +60,9 @@ def solve(
     and one optimality map for the final residual.
     """
     if solver.closed_form:
-        first = start(solver, oracle, inner, theta)
-        carry = advance(solver, oracle, first, theta)
-        return carry.inner, report(solver, oracle, carry, theta, 1)
+        first = start(solver, oracle, inner, parameters)
+        carry = advance(solver, oracle, first, parameters)
+        return carry.inner, report(solver, oracle, carry, parameters, 1)
     rtol = tolerance(solver, inner)
 
     def settled(c: _Carry) -> jax.Array:
@@ -124,8 +70,8 @@ def solve(
 
     def descend(inner: Tree, max_steps: jax.Array | int) -> tuple[_Carry, jax.Array]:
         return iterate_until(
-            lambda c: advance(solver, oracle, c, theta),
-            start(solver, oracle, inner, theta),
+            lambda c: advance(solver, oracle, c, parameters),
+            start(solver, oracle, inner, parameters),
             settled,
             max_steps=max_steps,
         )
@@ -133,12 +79,12 @@ def solve(
     # A nudged problem starts at a minimum.
     if solver.escape is None or oracle.tilt is not None or oracle.opaque:
         carry, num_steps = descend(inner, solver.max_steps)
-        return carry.inner, report(solver, oracle, carry, theta, num_steps)
+        return carry.inner, report(solver, oracle, carry, parameters, num_steps)
     escape = solver.escape
 
     def attempt(s: _Attempt) -> _Attempt:
         carry, num_steps = descend(s.inner, solver.max_steps - s.num_steps)
-        better, found = escape(oracle, carry.inner, theta, s.attempt)
+        better, found = escape(oracle, carry.inner, parameters, s.attempt)
         num_steps = s.num_steps + num_steps
         found = found & settled(carry) & (num_steps < solver.max_steps)
         # What was found has not been descended from: it is no solution.
@@ -156,10 +102,12 @@ def solve(
 
     zero = jnp.zeros((), jnp.int32)
     first = _Attempt(
-        inner, start(solver, oracle, inner, theta), zero, jnp.ones((), bool), zero
+        inner, start(solver, oracle, inner, parameters), zero, jnp.ones((), bool), zero
     )
     last, _ = iterate_until(attempt, first, lambda s: ~s.found, max_steps=_ATTEMPTS)
-    return last.carry.inner, report(solver, oracle, last.carry, theta, last.num_steps)
+    return last.carry.inner, report(
+        solver, oracle, last.carry, parameters, last.num_steps
+    )
 
 
 # A saddle is left in a few attempts or, for an objective without a minimum, never.
@@ -174,7 +122,9 @@ class _Attempt(NamedTuple):
     attempt: jax.Array
 
 
-def start(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> _Carry:
+def start(
+    solver: InnerSolver, oracle: Oracle, inner: Tree, parameters: Parameters
+) -> _Carry:
     """The state of the driver before the first step."""
     if oracle.opaque and solver.closed_form:
         raise ValueError(
@@ -184,7 +134,7 @@ def start(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> _Car
         )
     infinite = jnp.full((), jnp.inf, trees.real_dtype(inner))
     zero = jnp.zeros_like(infinite)
-    state = solver.init(oracle, inner, theta)
+    state = solver.init(oracle, inner, parameters)
     return _Carry(
         inner=inner,
         state=state,
@@ -197,9 +147,11 @@ def start(solver: InnerSolver, oracle: Oracle, inner: Tree, theta: Tree) -> _Car
     )
 
 
-def advance(solver: InnerSolver, oracle: Oracle, carry: _Carry, theta: Tree) -> _Carry:
+def advance(
+    solver: InnerSolver, oracle: Oracle, carry: _Carry, parameters: Parameters
+) -> _Carry:
     """One step of the driver."""
-    inner, state, info = solver.step(oracle, carry.inner, carry.state, theta)
+    inner, state, info = solver.step(oracle, carry.inner, carry.state, parameters)
     chex.assert_trees_all_equal_shapes_and_dtypes(inner, carry.inner)
     is_first = jnp.isinf(carry.residual_norm)
     first = jnp.where(is_first, info.residual_norm, carry.first)
@@ -231,10 +183,14 @@ def _curvature_scale(carry: _Carry, info: StepInfo, inner: Tree) -> jax.Array:
 
 
 def report(
-    solver: InnerSolver, oracle: Oracle, carry: _Carry, theta: Tree, num_steps: Any
+    solver: InnerSolver,
+    oracle: Oracle,
+    carry: _Carry,
+    parameters: Parameters,
+    num_steps: Any,
 ) -> InnerInfo:
     """The final residual; costs one optimality map."""
-    residual_norm = trees.norm(solver.optimality(oracle, carry.inner, theta))
+    residual_norm = trees.norm(solver.optimality(oracle, carry.inner, parameters))
     relative = _ratio(residual_norm, jnp.maximum(carry.scale, carry.first))
     rtol = tolerance(solver, carry.inner)
     small = jnp.minimum(relative, carry.relative) <= rtol
@@ -254,14 +210,14 @@ def trajectory(
     solver: InnerSolver,
     oracle: Oracle,
     carry: _Carry,
-    theta: Tree,
+    parameters: Parameters,
     *,
     num_steps: int,
     rematerialize: Rematerialize = "none",
 ) -> _Carry:
     """Exactly `num_steps` steps, differentiable in both modes: the program unrolled."""
     return iterate(
-        lambda c: advance(solver, oracle, c, theta),
+        lambda c: advance(solver, oracle, c, parameters),
         carry,
         num_steps=num_steps,
         rematerialize=rematerialize,

@@ -1,0 +1,396 @@
+"""The inner problem, once it is bound: what it depends on, and how it is solved.
+
+A user writes functions of `(inner, outer, batch)` that may close over anything: data, a
+step size, a value that is being differentiated.  A derivative rule must see all of that
+as arguments.  `bind` turns every function, by name, into one of `(parameters, ...)`
+that closes over nothing, and from then on there is one thing that the problem depends
+on, its `Parameters`.
+
+Notation: w is the inner variable, x the outer one, G(w, parameters) the inner objective
+and R(w, parameters) the optimality map, which is zero at the solution: dG/dw, or
+w - T(w) for a fixed point.  With A = dR/dw, the derivative of the solution is
+-A^-1 dR/dparameters.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import closures, derivatives, trees
+from bilevel.derivatives import Oracle
+from bilevel.trees import Tree
+
+Structure: TypeAlias = Literal["positive_definite", "symmetric", "general"]
+"""What is known of the matrix A = dR/dw at a solution: symmetric and positive definite
+(the Hessian at a minimum), symmetric only (a saddle: the Lagrangian of a constrained
+problem), or nothing."""
+
+
+class Parameters(NamedTuple):
+    """All that an inner problem depends on besides the inner variable.
+
+    Attributes:
+        outer: the outer variable x.
+        batch: the data, any pytree.
+        constants: by the name of each function of the user's, the values that it closes
+            over, as a list of arrays.
+    """
+
+    outer: Tree
+    batch: Any
+    constants: dict[str, list[Any]]
+
+
+class UserFunction(NamedTuple):
+    """A function of the user's inside of a solver or a rule.
+
+    Attributes:
+        name: of what it is; no two of a solver and a rule that go together alike.
+        call: the function, of pytrees of arrays.
+        example: `(inner, outer, batch) -> arguments`, with which it will be called.
+        made: where the function returns a function (a preconditioner), an example of
+            the arguments of that: `(inner, outer, batch) -> arguments`.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    example: Callable[[Tree, Tree, Any], tuple[Any, ...]]
+    made: Callable[[Tree, Tree, Any], tuple[Any, ...]] | None = None
+
+
+class StepInfo(NamedTuple):
+    """What one step reports about the point it started from; all fields are scalars.
+
+    Attributes:
+        residual_norm: |residual| at the old point, a by-product of the step.
+        scale: the size a residual has at a point that is no solution, independent of
+            the starting point (|w| for fixed points).  None lets the driver estimate
+            curvature times |w| from how the residual changes along the steps, which no
+            constant added to the objective can move.
+        stalled: rounding lets no step improve the point any more.
+        relative: a sharper relative measure than residual_norm / max(scale, its norm at
+            the start), where the solver has one: Newton's |d| / |w|.
+    """
+
+    residual_norm: jax.Array
+    scale: jax.Array | None
+    stalled: jax.Array
+    relative: jax.Array | None = None
+
+
+class Init(Protocol):
+    """Makes the state of an inner solver."""
+
+    def __call__(self, oracle: Oracle, inner: Tree, parameters: Parameters, /) -> Any:
+        """The state before the first step from `inner`: any pytree of arrays."""
+        ...
+
+
+class Step(Protocol):
+    """One step of an inner solver."""
+
+    def __call__(
+        self, oracle: Oracle, inner: Tree, state: Any, parameters: Parameters, /
+    ) -> tuple[Tree, Any, StepInfo]:
+        """`(inner, state, info)`: the next point, the next state, and a report."""
+        ...
+
+
+class Optimality(Protocol):
+    """The map R that is zero at the solution; pull-back rules differentiate it."""
+
+    def __call__(self, oracle: Oracle, inner: Tree, parameters: Parameters, /) -> Tree:
+        """R(w, parameters), a tree like `inner`: the gradient of G, or w - T(w)."""
+        ...
+
+
+class Escape(Protocol):
+    """A way out of a stationary point that is no minimum."""
+
+    def __call__(
+        self, oracle: Oracle, inner: Tree, parameters: Parameters, attempt: jax.Array, /
+    ) -> tuple[Tree, jax.Array]:
+        """`(inner, found)`: a better point, and whether there is one (`[]` bool)."""
+        ...
+
+
+class Unknowns(NamedTuple):
+    """What is solved for, where that is more than w: multipliers of constraints.
+
+    The optimality map, its matrix, and the steps of the solver are those of the
+    unknowns; objectives see w only.
+
+    Attributes:
+        extend: `(oracle, inner, parameters) -> unknowns`, to start from.
+        restrict: `unknowns -> inner`; it picks leaves.
+    """
+
+    extend: Callable[[Oracle, Tree, Parameters], Tree]
+    restrict: Callable[[Tree], Tree]
+
+
+class InnerSolver(NamedTuple):
+    """Solves an inner problem, given by its `Oracle`; construct it by keyword.
+
+    Attributes:
+        init: see `Init`.
+        step: see `Step`.
+        optimality: see `Optimality`.
+        structure: of the Jacobian of the optimality map: decides the linear solver of
+            rules and certificates.
+        max_steps: the cap on the number of steps.
+        rtol: stop at |optimality| <= rtol * max(scale, its norm at the start), or where
+            the solver's own relative measure is that small; None means the rounding
+            unit to the power 3/4.
+        functions: of the user's (mapping, solution, optimizer); bound, they are
+            `oracle.functions[name](parameters, *arguments)`.
+        closed_form: one step is the solution; it sees a tilt, but no opaque nudge.
+        reverse_differentiable: reverse mode can pass through a step.
+        escape: see `Escape`; the driver goes on from there.  None for a solver that
+            does not look.
+        unknowns: see `Unknowns`; None where w is all.
+    """
+
+    init: Init
+    step: Step
+    optimality: Optimality
+    structure: Structure
+    max_steps: int
+    rtol: float | None
+    functions: tuple[UserFunction, ...] = ()
+    closed_form: bool = False
+    reverse_differentiable: bool = True
+    escape: Escape | None = None
+    unknowns: Unknowns | None = None
+
+
+class InnerProblem(NamedTuple):
+    """min over w of G(w, parameters), bound, with the solver to use.
+
+    Attributes:
+        solver: with its settings.
+        oracle: the inner objective, and every other function of the user's.
+        objective: `(inner, parameters) -> scalar`, or `(scalar, aux)`.
+        initial: `parameters -> inner`, where the solver starts, if that is a function
+            of x (meta-learning); None where the caller gives it.
+    """
+
+    solver: InnerSolver
+    oracle: Oracle
+    objective: Callable[[Tree, Parameters], Any]
+    initial: Callable[[Parameters], Tree] | None = None
+
+    def start(self, inner0: Tree, parameters: Parameters) -> Tree:
+        """Where the solver starts: unknowns."""
+        if self.initial is not None:
+            inner0 = self.initial(parameters)
+        unknowns = self.solver.unknowns
+        if unknowns is None:
+            return inner0
+        return unknowns.extend(self.oracle, inner0, parameters)
+
+    def optimality(self, inner: Tree, parameters: Parameters) -> Tree:
+        """R(w, parameters), a tree like `inner`."""
+        return self.solver.optimality(self.oracle, inner, parameters)
+
+    def restrict(self, unknowns: Tree) -> Tree:
+        """The inner variable among the unknowns."""
+        found = self.solver.unknowns
+        return unknowns if found is None else found.restrict(unknowns)
+
+
+class Differentiated(NamedTuple):
+    """The part of the parameters that is differentiated.
+
+    Attributes:
+        values: a tree of floating-point arrays.
+        build: `values -> Parameters`.
+    """
+
+    values: Tree
+    build: Callable[[Tree], Parameters]
+
+    def parameters(self) -> Parameters:
+        """All parameters, at the present values."""
+        return self.build(self.values)
+
+
+def bind(
+    objective: Callable[..., Any],
+    solver: InnerSolver,
+    inner: Tree,
+    outer: Tree,
+    batch: Any,
+    *,
+    has_aux: bool = False,
+    functions: tuple[UserFunction, ...] = (),
+    initial: Callable[[Tree, Any], Tree] | None = None,
+) -> tuple[InnerProblem, Parameters]:
+    """The inner problem as functions of explicit arguments only.
+
+    Args:
+        objective: `(inner, outer, batch) -> scalar`, or `(scalar, aux)`.
+        solver: with the functions of the user's that it holds.
+        inner: an example of w.
+        outer: x.
+        batch: the data.
+        has_aux: the objective returns auxiliary output.
+        functions: more functions of the user's, those of a rule.
+        initial: `(outer, batch) -> inner`, or None.
+    """
+    parameters = Parameters(outer, batch, {})
+    explicit, parameters = bind_objective("objective", objective, inner, parameters)
+    bound = {}
+    for function in (*solver.functions, *functions):
+        name = function.name
+        bound[name], constants = _bound(function, (inner, outer, batch))
+        parameters = _with_constants(parameters, name, constants)
+    start = None
+    if initial is not None:
+        hoisted, constants = closures.hoist(initial, outer, batch)
+        parameters = _with_constants(parameters, "initial", constants)
+        start = lambda p: hoisted(p.constants["initial"], p.outer, p.batch)
+    oracle = derivatives.oracle(explicit, has_aux=has_aux)
+    oracle = oracle._replace(functions=bound)
+    return InnerProblem(solver, oracle, explicit, start), parameters
+
+
+def bind_objective(
+    name: str, objective: Callable[..., Any], inner: Tree, parameters: Parameters
+) -> tuple[Callable[[Tree, Parameters], Any], Parameters]:
+    """An objective as a function of `(inner, parameters)` that closes over nothing.
+
+    Args:
+        name: under which the values that it closes over are kept.
+        objective: `(inner, outer, batch) -> anything`.
+        inner: an example of w.
+        parameters: x and the batch, with the constants of other functions.
+
+    Returns:
+        The function, and the parameters with its constants.
+    """
+    hoisted, constants = closures.hoist(
+        objective, inner, parameters.outer, parameters.batch
+    )
+
+    def explicit(inner: Tree, p: Parameters) -> Any:
+        return hoisted(p.constants[name], inner, p.outer, p.batch)
+
+    return explicit, _with_constants(parameters, name, constants)
+
+
+def _with_constants(
+    parameters: Parameters, name: str, constants: list[Any]
+) -> Parameters:
+    return parameters._replace(constants={**parameters.constants, name: constants})
+
+
+def _bound(
+    function: UserFunction, arguments: tuple[Tree, Tree, Any]
+) -> tuple[Callable[..., Any], list[Any]]:
+    """A function of the user's as `(parameters, *arguments)`, and its constants."""
+    name, call = function.name, function.call
+    example = function.example(*arguments)
+    made = None if function.made is None else function.made(*arguments)
+    inside: list[Callable[..., Any]] = []
+
+    def parts(*args: Any) -> Any:
+        """What the function returns; of a function, the values that it closes over."""
+        if made is None:
+            return call(*args)
+        hoisted, values = closures.hoist(call(*args), *made)
+        inside.append(hoisted)
+        return values
+
+    hoisted, constants = closures.hoist_traced(parts, *example)
+    if hoisted is None:  # it closes over nothing that is traced
+        return lambda _, *args: call(*args), []
+
+    def bound(p: Parameters, *args: Any) -> Any:
+        out = hoisted(p.constants[name], *args)
+        return out if made is None else lambda *rest: inside[0](out, *rest)
+
+    return bound, constants
+
+
+def everything(parameters: Parameters) -> Differentiated:
+    """All floating-point leaves of the parameters as differentiated."""
+    floats, merge = trees.split_floats(parameters)
+    return Differentiated(floats, merge)
+
+
+def perturbed(parameters: Parameters, flags: Sequence[bool]) -> Differentiated:
+    """The leaves of the parameters that JAX is differentiating.
+
+    Args:
+        parameters: with leaves of any dtype.
+        flags: for each leaf, in the order of `jax.tree.leaves`.
+
+    Raises:
+        ValueError: one of them is complex: its gradient would silently be zero.
+    """
+    leaves, treedef = jax.tree.flatten(parameters)
+    for (path, leaf), flag in zip(
+        jax.tree_util.tree_leaves_with_path(parameters), flags, strict=True
+    ):
+        if flag and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                "a complex value is being differentiated through an argmin: "
+                f"{leaf.dtype}{list(leaf.shape)} at {jax.tree_util.keystr(path)}. Pass "
+                "its real and imaginary parts as two real arrays and build the complex "
+                "one inside of the objective, or put jax.lax.stop_gradient around it."
+            )
+    places = [
+        i
+        for i, (x, f) in enumerate(zip(leaves, flags, strict=True))
+        if f and trees.is_float(x)
+    ]
+
+    def build(values: list[Any]) -> Parameters:
+        merged = list(leaves)
+        for i, value in zip(places, values, strict=True):
+            merged[i] = value
+        return jax.tree.unflatten(treedef, merged)
+
+    return Differentiated([leaves[i] for i in places], build)
+
+
+def optimality(
+    problem: InnerProblem, differentiated: Differentiated
+) -> Callable[[Tree, Tree], Tree]:
+    """The optimality map as a function of `(inner, differentiated.values)`."""
+    return lambda inner, values: problem.optimality(inner, differentiated.build(values))
+
+
+def require_dependence(
+    problem: InnerProblem,
+    inner: Tree,
+    differentiated: Differentiated,
+    *,
+    through_start: bool = False,
+) -> None:
+    """Raises `ValueError` if the solution cannot depend on what is differentiated.
+
+    Args:
+        problem: the inner problem.
+        inner: an example of the unknowns.
+        differentiated: what is differentiated.
+        through_start: the rule sees how the solution depends on its initial point.
+    """
+    residual = optimality(problem, differentiated)
+    if closures.depends_on(residual, (inner, differentiated.values), 1):
+        return
+    if problem.initial is not None and through_start:
+        start = lambda values: problem.start(None, differentiated.build(values))
+        if closures.depends_on(start, (differentiated.values,), 0):
+            return
+    raise ValueError(
+        "the inner solution does not depend on the outer variable: the gradient of "
+        "the inner objective contains no leaf of it, so that the hypergradient "
+        "through the argmin would be zero. Check that the inner objective uses its "
+        "second argument. An outer variable that enters only through the initial "
+        "point (MAML) needs hypergradients.unrolled(), and Problem(initial=...) or "
+        "jax.grad over argmin."
+    )

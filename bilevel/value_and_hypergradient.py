@@ -1,0 +1,246 @@
+"""A hypergradient with everything that is known of its accuracy."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from bilevel import compiled, hypergradients, inner_solvers, trees
+from bilevel.argument_checks import (
+    batch_arrays,
+    check_objective,
+    check_settings,
+    checked_inner,
+    default_rtol,
+)
+from bilevel.hypergradients import Hypergradient, certificate
+from bilevel.hypergradients.base import OuterObjective, PullbackInfo, assert_pullback
+from bilevel.inner_problem import (
+    Differentiated,
+    InnerProblem,
+    Parameters,
+    bind,
+    bind_objective,
+    require_dependence,
+)
+from bilevel.inner_solvers import InnerInfo, InnerSolver
+from bilevel.problem import Batches, Problem
+from bilevel.trees import Tree
+
+
+class HypergradientResult(NamedTuple):
+    """What `value_and_hypergradient` returns.
+
+    Attributes:
+        value: `[]`, F(w, x).
+        gradient: a tree like the outer variable, dF(w*(x), x)/dx.
+        inner: w, the solution of the inner problem.
+        aux: the auxiliary output of the outer objective, or None.
+        info: how far to trust it.
+        warm_start: pass it to the next call, so that the rule starts from it.
+    """
+
+    value: jax.Array
+    gradient: Tree
+    inner: Tree
+    aux: Any
+    info: "HypergradientInfo"
+    warm_start: Any
+
+
+class HypergradientInfo(NamedTuple):
+    """Diagnostics of one hypergradient.
+
+    Attributes:
+        inner: of the inner solve: residual, steps, convergence, aux.
+        pullback: of the rule: adjoint residual, steps, curvature, bias.
+        error: estimated error relative to |dF/dx| + |J' u|; nan if no estimate could
+            be made, None (unchecked) with `certify=False`.
+        trustworthy: `error` is certified to be at most `rtol`; None (unchecked) with
+            `certify=False`.
+        reason: `[]` int32, the index in `hypergradients.certificate.REASONS` of the
+            first test that failed, 0 if none did; None (unchecked) likewise.
+    """
+
+    inner: InnerInfo
+    pullback: PullbackInfo
+    error: jax.Array | None
+    trustworthy: jax.Array | None
+    reason: jax.Array | None
+
+
+def value_and_hypergradient(
+    problem: Problem,
+    inner_solver: InnerSolver | None = None,
+    hypergradient: Hypergradient | None = None,
+    *,
+    rtol: float | None = None,
+    certify: bool = True,
+) -> Callable[..., HypergradientResult]:
+    """F(w*(x), x) and its gradient in x, with everything reported.
+
+    Args:
+        problem: the two objectives.
+        inner_solver: None means `inner_solvers.newton()`.
+        hypergradient: None means `hypergradients.implicit()`.
+        rtol: what `trustworthy` promises; None means 1e-4 if all inner variables are
+            float64, otherwise 1e-2.
+        certify: estimate the error (see `hypergradients.certificate`), for one to
+            three linear solves more, none if the rule's own solve already failed.
+            Without it `error`, `trustworthy` and `reason` are None: unchecked.
+
+    Returns:
+        `evaluate(inner0, outer, batches=Batches(), warm_start=None)`, which returns a
+        `HypergradientResult`.  It can be transformed further; `jax.jacfwd` of the
+        gradient is the outer Hessian.  Where `problem.initial` is given, `inner0` is
+        None.
+
+    Raises:
+        ValueError: (when traced) variables that are not floating point, objectives that
+            return no scalar, or an inner objective that does not depend on the outer
+            variable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> problem = Problem(
+        ...     inner_objective=lambda w, x, batch: (w - x) ** 2,
+        ...     outer_objective=lambda w, x, batch: w**2,
+        ... )
+        >>> out = value_and_hypergradient(problem)(0.0, 3.0)
+        >>> float(out.value), float(out.gradient), bool(out.info.trustworthy)
+        (9.0, 6.0, True)
+    """
+    solver = inner_solvers.newton() if inner_solver is None else inner_solver
+    rule = hypergradients.implicit() if hypergradient is None else hypergradient
+    check_settings(rtol, "ignore")
+
+    def evaluate(
+        inner0: Tree, outer: Tree, batches: Batches = Batches(), warm_start: Any = None
+    ) -> HypergradientResult:
+        trees.require_float(outer, "outer")
+        outer = trees.as_arrays(outer)
+        if not jax.tree.leaves(outer):
+            raise ValueError(
+                "the outer variable has no leaves: nothing to differentiate."
+            )
+        if not isinstance(batches, Batches):
+            raise ValueError(
+                "batches must be a bilevel.Batches(inner=..., outer=...), got "
+                f"{type(batches).__name__}. Write Batches(train, validation)."
+            )
+        batches = Batches(*map(batch_arrays, batches))
+        inner0 = _initial(problem, inner0, outer, batches.inner)
+        inner_args = (inner0, outer, batches.inner)
+        check_objective(
+            problem.inner_objective, inner_args, problem.inner_has_aux, "inner"
+        )
+        outer_args = (inner0, outer, batches.outer)
+        check_objective(
+            problem.outer_objective, outer_args, problem.outer_has_aux, "outer"
+        )
+        lower, parameters = bind(
+            problem.inner_objective,
+            solver,
+            *inner_args,
+            has_aux=problem.inner_has_aux,
+            functions=rule.functions,
+            initial=problem.initial,
+        )
+        function, of_outer = bind_objective(
+            "outer_objective",
+            problem.outer_objective,
+            inner0,
+            Parameters(outer, batches.outer, {}),
+        )
+        settings = (
+            rule,
+            problem.outer_has_aux,
+            default_rtol(rtol, inner0) if certify else None,
+        )
+        call = compiled.program(
+            functools.partial(_evaluate, lower, function, *settings),
+            [
+                (lambda w, both: lower.objective(w, both[0]), problem.inner_has_aux),
+                (lambda w, both: function(w, both[1]), problem.outer_has_aux),
+            ],
+            ("value_and_hypergradient", solver, problem.initial, settings),
+            inner0,
+            (parameters, of_outer),
+        )
+        return call(inner0, (parameters, of_outer), warm_start)
+
+    return evaluate
+
+
+def _initial(problem: Problem, inner0: Tree, outer: Tree, batch: Any) -> Tree:
+    """The initial inner variable, from the caller or from the problem."""
+    if problem.initial is None:
+        return checked_inner(inner0)
+    if inner0 is not None:
+        raise ValueError(
+            "this problem has an initial point of its own, Problem(initial=...), and "
+            "another one was passed: expected None in its place, got "
+            f"{jax.tree.structure(inner0)}."
+        )
+    return checked_inner(jax.lax.stop_gradient(problem.initial(outer, batch)))
+
+
+def _evaluate(
+    lower: InnerProblem,
+    function: Callable[[Tree, Parameters], Any],
+    rule: Hypergradient,
+    has_aux: bool,
+    rtol: float | None,
+    inner0: Tree,
+    parameters: tuple[Parameters, Parameters],
+    warm_start: Any,
+) -> HypergradientResult:
+    """One hypergradient; certified if `rtol` is given."""
+    of_inner, of_outer = parameters
+    outer = of_inner.outer
+    differentiated = Differentiated(
+        outer, lambda values: of_inner._replace(outer=values)
+    )
+    require_dependence(
+        lower,
+        lower.start(inner0, of_inner),
+        differentiated,
+        through_start=rule.sees_start,
+    )
+    solved, info = rule.forward(lower, inner0, differentiated)
+
+    def outer_objective(unknowns: Tree, x: Tree) -> tuple[jax.Array, Any]:
+        out = function(lower.restrict(unknowns), of_outer._replace(outer=x))
+        return out if has_aux else (out, None)
+
+    (value, aux), (cotangent, direct) = jax.value_and_grad(
+        outer_objective, argnums=(0, 1), has_aux=True
+    )(solved.inner, outer)
+
+    def gradients(unknowns: Tree) -> tuple[Tree, Tree]:
+        x = jax.lax.stop_gradient(outer)
+        value = lambda z, x: outer_objective(z, x)[0]
+        return jax.grad(value, argnums=(0, 1))(unknowns, x)
+
+    told = OuterObjective(
+        cotangent=cotangent,
+        function=lambda unknowns, p: outer_objective(unknowns, p.outer)[0],
+        gradient=gradients,
+    )
+    with jax.named_scope("adjoint"):
+        result = rule.pullback(solved, told, warm_start)
+    assert_pullback(result, solved)
+    report = (None, None, None)
+    if rtol is not None:
+        report = certificate.certify(solved, told, result, rtol)
+    inner = lower.restrict(solved.inner)
+    info = info._replace(aux=lower.oracle.aux(inner, of_inner))
+    return HypergradientResult(
+        value=value,
+        gradient=trees.add(direct, result.cotangent),
+        inner=inner,
+        aux=aux,
+        info=HypergradientInfo(info, result.info, *report),
+        warm_start=result.warm_start,
+    )
