@@ -11,12 +11,14 @@ from bilevel import inner_solvers as inner_solvers
 from bilevel import linear_solvers as linear_solvers
 from bilevel import number_formats as number_formats
 from bilevel import quantized as quantized
+from bilevel import samplers as samplers
 from bilevel import solvers as solvers
 from bilevel.argmin import argmin as argmin
 from bilevel.iteration import iterate as iterate
 from bilevel.iteration import iterate_until as iterate_until
 from bilevel.problem import Batches as Batches
 from bilevel.problem import Problem as Problem
+from bilevel.problem import Samples as Samples
 from bilevel.run import run as run
 from bilevel.value_and_hypergradient import (
     value_and_hypergradient as value_and_hypergradient,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batches",
     "Problem",
+    "Samples",
     "argmin",
     "energy",
     "hypergradients",
@@ -41,6 +44,7 @@ __all__ = [
     "number_formats",
     "quantized",
     "run",
+    "samplers",
     "solvers",
     "value_and_hypergradient",
 ]

@@ -3,10 +3,11 @@
 import hashlib
 import signal
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 
 from bilevel import closures
 from bilevel.iteration import iterate_recorded
-from bilevel.problem import Batches, Solver
+from bilevel.problem import Batches, Info, Samples, Solver, State, as_samples
 
 
 class Progress(Protocol):
@@ -30,32 +31,34 @@ state and the chunk's infos (stacked, NumPy); a true value ends the run."""
 
 
 def run(
-    solver: Solver,
-    state: Any,
-    sample: Callable[[jax.Array], Batches] | Batches,
+    solver: Solver[State, Info],
+    state: State,
+    samples: Samples | Batches,
     *,
     num_steps: int,
-    chunk_size: int = 10,
+    chunk_size: int | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[Callback] = (),
-) -> tuple[Any, Any]:
+) -> tuple[State, Info]:
     """Makes `num_steps` updates of `state`, and returns it with the history.
 
     The updates are compiled once, as a loop of up to `chunk_size` steps (another run of
     the same program, with other values, finds it compiled); between chunks the host
     shows progress, calls callbacks and notices Ctrl-C, which ends the run with the
-    state reached (a second Ctrl-C raises `KeyboardInterrupt`).  The batch of step t is
-    `sample(fold_in(state.key, t))`, t counted over all runs, so that neither the chunk
-    size nor an interruption changes the result.  Data that `sample` and the objectives
-    close over is passed to the compiled program as arguments, not copied into it.
+    state reached (a second Ctrl-C raises `KeyboardInterrupt`).  Batches depend on the
+    state's key and step alone, counted over all runs, so that neither the chunk size
+    nor an interruption changes the result.  Data that samplers and objectives close
+    over are passed to the compiled program as arguments, not copied into it.
 
     Args:
         solver: an outer algorithm, from `bilevel.solvers`.
         state: from `solver.init`, or of an earlier run; it stays valid (a copy is
             donated).
-        sample: `key -> Batches`, traceable; or one `Batches` for all steps.
+        samples: two samplers, or one `Batches` for all steps.
         num_steps: how many updates, on top of those `state` has seen.
-        chunk_size: updates between two looks of the host.
+        chunk_size: updates between two looks of the host; None means as many as take a
+            tenth of a second, with callbacks 10.  The reports of the steps stay on the
+            device until the end; progress fetches those of a chunk's last step.
         progress: see `Progress`; `bilevel.experiments.progress` has one.
         callbacks: see `Callback`.
 
@@ -64,7 +67,7 @@ def run(
         NumPy arrays.
 
     Raises:
-        ValueError: `num_steps` or `chunk_size` out of range.
+        ValueError: `num_steps` or `chunk_size` out of range, `samples` of another type.
 
     Example:
         >>> import optax
@@ -76,29 +79,32 @@ def run(
         >>> int(state.step), history.value.shape
         (5, (5,))
     """
-    if num_steps < 0 or chunk_size < 1:
+    if num_steps < 0 or (chunk_size is not None and chunk_size < 1):
         raise ValueError(
             "run: num_steps must be >= 0 and chunk_size >= 1, got "
             f"{num_steps} and {chunk_size}."
         )
 
     # Arguments, so that other values are no other program.
-    is_one = isinstance(sample, Batches)
-    batches = jax.tree.map(jnp.asarray, sample) if is_one else None
+    is_one = isinstance(samples, Batches)
+    batches = jax.tree.map(jnp.asarray, samples) if is_one else None
+    drawn = as_samples(samples)
 
     def step(carry: Any, batches: Any) -> tuple[Any, Any]:
-        if not isinstance(sample, Batches):
-            batches = sample(jax.random.fold_in(carry.key, carry.step))
-        return solver.update(carry, batches)
+        return solver.update(carry, drawn if batches is None else as_samples(batches))
 
     # Donation would delete the caller's buffers.
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+    hoisted, constants = closures.hoist(step, state, batches)
+    shapes = jax.eval_shape(hoisted, constants, state, batches)[1]
     if num_steps == 0:
-        shapes = jax.eval_shape(step, state, batches)[1]
         empty = jax.tree.map(lambda s: np.zeros((0, *s.shape), s.dtype), shapes)
         return state, empty
-    hoisted, constants = closures.hoist(step, state, batches)
-    capacity = min(chunk_size, num_steps)
+    if chunk_size is None and not callbacks:
+        lengths = _Lengths.by_time(shapes)
+    else:
+        lengths = _Lengths(min(chunk_size or 10, num_steps))
+    capacity = lengths.capacity
 
     def many(carry: Any, rest: Any, length: jax.Array) -> tuple[Any, Any]:
         constants, batches = rest
@@ -107,20 +113,65 @@ def run(
 
     rest = (constants, batches)
     compiled = _compiled_once(many, state, rest)
-    infos: list[Any] = []
+    chunks: list[tuple[Any, int]] = []
     done = 0
     with _interrupts() as interrupted:
         while done < num_steps and not interrupted.is_set():
-            length = min(chunk_size, num_steps - done)
+            began = time.monotonic()
+            length = min(lengths.length, num_steps - done)
             state, info = compiled(state, rest, np.int32(length))
-            info = _first(info, length)
-            infos.append(info)
+            # Otherwise the host would run ahead, and nobody could stop it.
+            jax.block_until_ready(info)
+            lengths = lengths.after(time.monotonic() - began)
             done += length
             if progress is not None:
-                progress(done, num_steps, last_metrics(info))
+                progress(done, num_steps, last_metrics(_row(info, length - 1)))
+            if callbacks:
+                info = _first(info, length)
+            chunks.append((info, length))
             if any([callback(state, info) for callback in callbacks]):
                 break
+    infos = [_first(info, length) for info, length in chunks]
     return state, jax.tree.map(lambda *parts: np.concatenate(parts), *infos)
+
+
+class _Lengths(NamedTuple):
+    """How many steps the next chunk takes.
+
+    Attributes:
+        length: of the next chunk.
+        capacity: the most steps of a chunk.
+    """
+
+    length: int
+    most: int | None = None
+
+    @property
+    def capacity(self) -> int:
+        """The most steps of any chunk: a compiled program has room for their infos."""
+        return self.length if self.most is None else self.most
+
+    @classmethod
+    def by_time(cls, info: Any) -> "_Lengths":
+        """From one step on, as long as chunks are short and their infos small."""
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(info))
+        return cls(1, most=max(1, min(_MOST_STEPS, _MOST_BYTES // max(size, 1))))
+
+    def after(self, seconds: float) -> "_Lengths":
+        """The next, after a chunk that took so long."""
+        if self.most is None or seconds > _CHUNK_SECONDS / 2:
+            return self
+        return self._replace(length=min(2 * self.length, self.most))
+
+
+_CHUNK_SECONDS = 0.1
+_MOST_STEPS = 1024
+_MOST_BYTES = 2**20
+
+
+def _row(rows: Any, place: int) -> Any:
+    """One step's part of stacked infos, as stacked infos, on the host."""
+    return jax.tree.map(lambda x: np.asarray(x[place])[None], rows)
 
 
 def _first(rows: Any, length: int) -> Any:

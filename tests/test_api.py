@@ -32,6 +32,7 @@ MODULES = (
     "bilevel.inner_solvers",
     "bilevel.linear_solvers",
     "bilevel.number_formats",
+    "bilevel.samplers",
     "bilevel.solvers",
 )
 SNAPSHOT = Path(__file__).with_name("api.txt")

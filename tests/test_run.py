@@ -15,8 +15,9 @@ import pytest
 from reference_problems import ridge, ridge_data
 
 import bilevel
-from bilevel import inner_solvers, solvers
+from bilevel import inner_solvers, samplers, solvers
 from bilevel.experiments.checkpoint import open_checkpoints
+from bilevel.problem import stream
 from bilevel.run import last_metrics
 
 START, OUTER = jnp.zeros(3), jnp.array([-0.8, 0.2, -0.3])
@@ -35,11 +36,10 @@ SOLVER = solvers.two_loop(
 )
 
 
-def sample(key: jax.Array) -> bilevel.Batches:
-    """Two halves of the data, drawn anew every step."""
-    order = jax.random.permutation(key, 16)
-    pick = lambda rows: jax.tree.map(lambda x: x[rows], DATA)
-    return bilevel.Batches(pick(order[:8]), pick(order[8:]))
+SAMPLES = bilevel.Samples(
+    inner=samplers.epochs(DATA, batch_size=6),
+    outer=samplers.uniform(DATA, batch_size=8),
+)
 
 
 def initial() -> Any:
@@ -47,7 +47,7 @@ def initial() -> Any:
 
 
 def run(state: Any, num_steps: int, **settings: Any) -> Any:
-    return bilevel.run(SOLVER, state, sample, num_steps=num_steps, **settings)
+    return bilevel.run(SOLVER, state, SAMPLES, num_steps=num_steps, **settings)
 
 
 def assert_same_bits(a: Any, b: Any) -> None:
@@ -73,8 +73,11 @@ def test_is_the_loop_over_update(uninterrupted: Any):
     expected, values = initial(), []
     update = jax.jit(SOLVER.update)
     for step in range(12):
-        key = jax.random.fold_in(expected.key, step)
-        expected, info = update(expected, sample(key))
+        batches = bilevel.Batches(
+            SAMPLES.inner(stream(expected.key, "inner"), step),
+            SAMPLES.outer(stream(expected.key, "outer"), step),
+        )
+        expected, info = update(expected, batches)
         values.append(info.value)
     np.testing.assert_allclose(state.outer, expected.outer, rtol=1e-12)
     np.testing.assert_allclose(history.value, values, rtol=1e-12)
@@ -250,8 +253,33 @@ def test_no_steps_give_an_empty_history(uninterrupted: Any):
 def test_one_batch_for_all_steps():
     batches = bilevel.Batches(DATA, DATA)
     constant, _ = bilevel.run(SOLVER, initial(), batches, num_steps=3)
-    sampled, _ = bilevel.run(SOLVER, initial(), lambda key: batches, num_steps=3)
+    samples = bilevel.Samples(samplers.full(DATA), samplers.full(DATA))
+    sampled, _ = bilevel.run(SOLVER, initial(), samples, num_steps=3)
     assert_same_bits(constant, sampled)
+
+
+def test_data_of_another_type():
+    batches = bilevel.Batches(DATA, DATA)
+    for wrong in (lambda key: batches, (DATA, DATA), None):
+        with pytest.raises(ValueError, match=r"bilevel.Samples\(inner="):
+            bilevel.run(SOLVER, initial(), wrong, num_steps=3)
+
+
+def test_chunks_grow_where_steps_are_short(uninterrupted: Any):
+    """Progress is told of few chunks; neither bits nor history depend on them."""
+    seen = []
+    state, history = run(
+        initial(), 60, progress=lambda step, num, metrics: seen.append((step, metrics))
+    )
+    steps = [step for step, _ in seen]
+    assert steps[-1] == 60
+    assert len(steps) < 30
+    assert steps == sorted(steps)
+    assert seen[-1][1]["value"] == history.value[-1]
+    assert history.value.shape == (60,)
+    np.testing.assert_array_equal(history.value[:12], uninterrupted[1].value)
+    chunked, _ = run(initial(), 60, chunk_size=60)
+    assert_same_bits(state, chunked)
 
 
 def test_number_of_steps_does_not_change_the_number_of_traces():
@@ -270,7 +298,7 @@ def test_number_of_steps_does_not_change_the_number_of_traces():
     counts = []
     for num_steps in (10, 100):
         calls = 0
-        bilevel.run(solver, initial_for(solver), sample, num_steps=num_steps)
+        bilevel.run(solver, initial_for(solver), SAMPLES, num_steps=num_steps)
         counts.append(calls)
     assert counts[0] == counts[1] <= 6
 

@@ -51,7 +51,7 @@ def progress(
     Example:
       ```
       with progress("soba") as show:
-          bilevel.run(solver, state, sample, num_steps=1000, progress=show)
+          bilevel.run(solver, state, samples, num_steps=1000, progress=show)
       ```
     """
     target = stream or sys.stdout

@@ -1,6 +1,6 @@
 """The usual main loop: restore, run, log, save, show progress."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from bilevel.experiments.progress import progress
 from bilevel.experiments.run_folder import Run
-from bilevel.problem import Batches, Solver
+from bilevel.problem import Batches, Samples, Solver
 from bilevel.run import Callback
 from bilevel.run import run as run_solver
 
@@ -18,7 +18,7 @@ def train(
     run: Run,
     solver: Solver,
     state: Any,
-    sample: Callable[[jax.Array], Batches] | Batches,
+    samples: Samples | Batches,
     *,
     num_steps: int,
     chunk_size: int = 10,
@@ -35,7 +35,7 @@ def train(
       run: the folder.
       solver: an outer algorithm, from `bilevel.solvers`.
       state: from `solver.init`; where a new run starts, and a template for the others.
-      sample: as for `bilevel.run`.
+      samples: as for `bilevel.run`.
       num_steps: of the whole run; `state.step` counts them.
       chunk_size: steps between two looks of the host.
       metric: the field of the info that the best checkpoint is chosen by, lower is
@@ -93,7 +93,7 @@ def train(
         state, _ = run_solver(
             solver,
             first,
-            sample,
+            samples,
             num_steps=max(num_steps - done, 0),
             chunk_size=chunk_size,
             progress=shown,

@@ -10,7 +10,7 @@ import optax
 from bilevel import hypergradients, inner_solvers, trees
 from bilevel.hypergradients import Hypergradient
 from bilevel.inner_solvers import InnerSolver
-from bilevel.problem import Batches, Problem, Solver
+from bilevel.problem import Batches, Problem, Samples, Solver, as_samples, stream
 from bilevel.trees import Tree
 from bilevel.value_and_hypergradient import value_and_hypergradient
 
@@ -24,7 +24,7 @@ class TwoLoopState(NamedTuple):
         outer_state: of the outer optimiser.
         warm_start: of the rule, what its next pull-back starts from; None for nothing.
         step: `[]` int32, updates made.
-        key: `[]` typed PRNG key, folded with `step` for every draw.
+        key: `[]` typed PRNG key, of which the streams are drawn.
     """
 
     inner: Tree
@@ -80,7 +80,7 @@ def two_loop(
     warm_start: bool = True,
     rtol: float | None = None,
     certify: bool = False,
-) -> Solver:
+) -> Solver[TwoLoopState, TwoLoopInfo]:
     """w_t = argmin G(., x_t);  x_(t+1) = optimizer(x_t, dF(w*(x_t), x_t)/dx).
 
     Args:
@@ -100,7 +100,8 @@ def two_loop(
 
     Returns:
         A `Solver`: `init(inner, outer, key) -> TwoLoopState` and
-        `update(state, batches) -> (state, TwoLoopInfo)`, both pure.  With
+        `update(state, samples) -> (state, TwoLoopInfo)`, both pure; one batch for each
+        objective an update.  With
         `problem.initial`, `inner` is an example, of which only the shapes matter.
         Cost: that of one `value_and_hypergradient`.
 
@@ -138,8 +139,13 @@ def two_loop(
         )
 
     def update(
-        state: TwoLoopState, batches: Batches
+        state: TwoLoopState, samples: Samples | Batches
     ) -> tuple[TwoLoopState, TwoLoopInfo]:
+        samples = as_samples(samples)
+        batches = Batches(
+            samples.inner(stream(state.key, "inner"), state.step),
+            samples.outer(stream(state.key, "outer"), state.step),
+        )
         inner0 = state.inner if problem.initial is None else None
         out = evaluate(inner0, state.outer, batches, state.warm_start)
         updates, outer_state = outer_optimizer.update(

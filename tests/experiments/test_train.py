@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel import Batches, Problem, solvers
+from bilevel import Batches, Problem, Samples, samplers, solvers
 from bilevel.experiments import digests, metrics, step_folder, train
 from bilevel.experiments.folders import claim
 from bilevel.experiments.journal import StoppedAfter
@@ -27,8 +27,11 @@ PROBLEM = Problem(
 SOLVER = solvers.two_loop(PROBLEM, outer_optimizer=optax.adam(0.1))
 
 
-def sample(key):
-    return Batches(None, jax.random.normal(key, (3,)))
+def drawn(key, draw):
+    return jax.random.normal(jax.random.fold_in(key, draw), (3,))
+
+
+SAMPLES = Samples(inner=samplers.full(None), outer=drawn)
 
 
 def start():
@@ -44,7 +47,7 @@ def folder(tmp_path):
 def trained(folder, num_steps=7, chunk_size=2, **options):
     with open_run(folder, **options) as run:
         return train(
-            run, SOLVER, start(), sample, num_steps=num_steps, chunk_size=chunk_size
+            run, SOLVER, start(), SAMPLES, num_steps=num_steps, chunk_size=chunk_size
         )
 
 
@@ -107,7 +110,7 @@ def test_a_callback_ends_the_run_and_the_state_is_saved(folder):
             run,
             SOLVER,
             start(),
-            sample,
+            SAMPLES,
             num_steps=7,
             chunk_size=2,
             callbacks=[lambda state, infos: int(state.step) == 4],
@@ -116,8 +119,7 @@ def test_a_callback_ends_the_run_and_the_state_is_saved(folder):
 
 
 def test_a_loss_that_is_not_finite(folder):
-    def bad(key):
-        return Batches(None, jnp.full(3, jnp.inf))
+    bad = Batches(None, jnp.full(3, jnp.inf))
 
     with open_run(folder) as run:
         with pytest.raises(
