@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from reference_problems import Data, ridge_data, separable_data
 
 from bilevel import hypergradients, inner_solvers, linear_solvers
+from bilevel.hypergradients.stencils import centred, one_sided, richardson
 
 STEP_SIZE = 0.4
 NUM_STEPS = 80  # of gradient descent: rounding is reached after about 60
@@ -85,7 +86,7 @@ ROWS = (
     Row("one step", _constant(hypergradients.one_step()), inverse=_identity),
     Row(
         "nudged, one-sided",
-        lambda nudge: hypergradients.nudged(nudge, centred=False),
+        lambda nudge: hypergradients.nudged(one_sided(nudge)),
         nudge=1e-5,
         tolerance=1e-4,
     ),
@@ -99,21 +100,23 @@ ROWS = (
     ),
     Row(
         "nudged, Richardson",
-        lambda nudge: hypergradients.nudged(nudge, richardson=True),
+        lambda nudge: hypergradients.nudged(richardson(centred(nudge))),
         nudge=1e-2,
     ),
     Row(
         "nudged, per element",
         _constant(
-            hypergradients.nudged(tilt=lambda w, x, v: jax.tree.map(jnp.ones_like, w))
+            hypergradients.nudged_by_element(
+                lambda w, x, v: jax.tree.map(jnp.ones_like, w)
+            )
         ),
         data=separable_data,
     ),
     Row(
         "nudged, per element, one-sided",
         _constant(
-            hypergradients.nudged(
-                tilt=lambda w, x, v: jax.tree.map(jnp.ones_like, w), centred=False
+            hypergradients.nudged_by_element(
+                lambda w, x, v: jax.tree.map(jnp.ones_like, w), one_sided(1.0)
             )
         ),
         data=separable_data,

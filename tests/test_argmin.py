@@ -21,6 +21,7 @@ from reference_problems import (
 import bilevel
 from bilevel import inner_solvers, solvers
 from bilevel.hypergradients import implicit, nudged, one_step, truncated, unrolled
+from bilevel.hypergradients.stencils import centred, one_sided, richardson
 
 DATA = ridge_data(0)
 START, OUTER = jnp.zeros(3), jnp.array([-0.8, 0.2, -0.3])
@@ -236,7 +237,7 @@ def test_outer_aux_and_no_certificate():
     ("rule", "max_steps"),
     [
         (truncated(3), 80),
-        (nudged(0.3, centred=False), 80),
+        (nudged(one_sided(0.3)), 80),
         (implicit(), 4),
     ],
     ids=["truncated", "nudged", "implicit"],
@@ -263,7 +264,7 @@ BAD = [
     pytest.param(implicit(), 3, id="implicit"),
     pytest.param(unrolled(), 3, id="unrolled"),
     pytest.param(one_step(), 80, id="one_step"),
-    pytest.param(nudged(0.5, centred=False), 80, id="nudged"),
+    pytest.param(nudged(one_sided(0.5)), 80, id="nudged"),
 ]
 
 
@@ -320,7 +321,7 @@ RULES = {
     "truncated": (truncated(5), DESCENT),
     "one_step": (one_step(), DESCENT),
     "nudged": (nudged(0.01), DESCENT),
-    "nudged, full": (nudged(0.01, linearised=False, richardson=True), DESCENT),
+    "nudged, full": (nudged(richardson(centred(0.01)), linearised=False), DESCENT),
 }
 
 

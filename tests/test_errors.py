@@ -10,7 +10,15 @@ from reference_problems import readout, ridge, ridge_data
 
 import bilevel
 from bilevel import hypergradients, inner_solvers, linear_solvers, solvers
-from bilevel.hypergradients import implicit, nudged, one_step, truncated, unrolled
+from bilevel.hypergradients import (
+    implicit,
+    nudged,
+    nudged_by_element,
+    one_step,
+    stencils,
+    truncated,
+    unrolled,
+)
 
 DATA = ridge_data(0)
 START, OUTER = jnp.zeros(3), jnp.array([-0.8, 0.2, -0.3])
@@ -87,7 +95,7 @@ def test_mismatched_trees():
     with pytest.raises(ValueError, match="must have the tree structure of inner"):
         bilevel.argmin(ridge, solver)(START, OUTER, DATA)
     with pytest.raises(ValueError, match=r"tilt\(...\) must have the"):
-        gradient(None, nudged(tilt=lambda w, x, v: (v, v)))
+        gradient(None, nudged_by_element(lambda w, x, v: (v, v)))
 
 
 @pytest.mark.parametrize("rtol", [0.0, 1.0, -1e-3])
@@ -213,17 +221,15 @@ def test_blocks_that_do_not_cover():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: nudged(), "pass beta, .* finite and not 0 .*, or tilt; got beta=None"),
-        (lambda: nudged(0.0), "finite and not 0 .*got beta=0.0"),
-        (lambda: nudged(float("inf")), "finite and not 0 .*got beta=inf"),
-        (lambda: nudged(-0.1), "takes both signs of beta; give it as positive"),
+        (lambda: nudged(0.0), "positive and finite, got 0.0"),
+        (lambda: nudged(float("inf")), "positive and finite, got inf"),
+        (lambda: nudged(-0.1), r"got -0.1; .* take stencils.one_sided\(beta\)"),
+        (lambda: nudged(lambda w, x, v: v), r"nudged_by_element\(tilt\)"),
+        (lambda: nudged(stencils.contour(0.1)), "has complex nudges, or a sign"),
+        (lambda: nudged(stencils.random_sign(0.1)), "a sign from a key"),
         (
-            lambda: nudged(0.1, tilt=lambda w, x, v: v),
-            "leave beta and all other arguments but centred out",
-        ),
-        (
-            lambda: nudged(tilt=lambda w, x, v: v, richardson=True),
-            "tilt chooses the nudge of every element",
+            lambda: nudged_by_element(lambda w, x, v: v, stencils.contour(1.0)),
+            "expected a stencil of real points",
         ),
         (lambda: unrolled(mode="backward"), 'mode must be "reverse" or "forward"'),
         (lambda: unrolled(rematerialize="all"), '"none", "step" or "segments", got'),
@@ -243,7 +249,7 @@ def test_settings_of_rules(build: Any, message: str):
 
 
 def test_negative_one_sided_nudges_are_allowed():
-    assert nudged(-0.1, centred=False).name == "nudged"
+    assert nudged(stencils.one_sided(-0.1)).name == "nudged"
 
 
 def test_settings_of_run():

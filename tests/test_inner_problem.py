@@ -16,7 +16,14 @@ from rules import ROWS
 
 import bilevel
 from bilevel import inner_problem, inner_solvers, linear_solvers
-from bilevel.hypergradients import implicit, nudged, one_step, truncated, unrolled
+from bilevel.hypergradients import (
+    implicit,
+    nudged,
+    nudged_by_element,
+    one_step,
+    truncated,
+    unrolled,
+)
 from bilevel.solvers import two_loop
 
 CURVATURES = jnp.array([1.0, 2.0, 4.0])
@@ -115,7 +122,9 @@ CASES = {
     "tilt": Case(
         lambda c: DESCENT,
         lambda c: {
-            "nudged, per element": nudged(tilt=lambda w, x, v: c * jnp.ones_like(w))
+            "nudged, per element": nudged_by_element(
+                lambda w, x, v: c * jnp.ones_like(w)
+            )
         },
         closes=True,
     ),

@@ -12,6 +12,7 @@ import pytest
 
 import bilevel
 from bilevel import hypergradients, inner_solvers
+from bilevel.hypergradients.stencils import centred, one_sided, richardson
 
 NUM_TRAIN, NUM_VALIDATION, DIM = 60, 40, 12
 
@@ -187,12 +188,12 @@ RULES = {
     "truncated-long": (400, hypergradients.truncated(300)),
     "truncated-short": (400, hypergradients.truncated(5)),
     "one_step": (400, hypergradients.one_step()),
-    "nudged-one-sided": (None, hypergradients.nudged(1e-2, centred=False)),
-    "nudged-tiny": (None, hypergradients.nudged(1e-6, centred=False)),
+    "nudged-one-sided": (None, hypergradients.nudged(one_sided(1e-2))),
+    "nudged-tiny": (None, hypergradients.nudged(one_sided(1e-6))),
     "nudged-centred": (None, hypergradients.nudged(1e-2)),
     "nudged-large": (None, hypergradients.nudged(1.0)),
     "nudged-full": (None, hypergradients.nudged(1e-3, linearised=False)),
-    "nudged-richardson": (None, hypergradients.nudged(1e-2, richardson=True)),
+    "nudged-richardson": (None, hypergradients.nudged(richardson(centred(1e-2)))),
 }
 # Rules that get some of these problems right, and therefore must be trusted there.
 SOMETIMES_RIGHT = {

@@ -1,8 +1,5 @@
 """Rules that contrast phases: free, then pushed side by side, then the difference."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -13,20 +10,9 @@ from bilevel.energy.learning_rule import Aux, LearningRule, said
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import are_bounded
 from bilevel.energy.relaxations import Relaxation
+from bilevel.hypergradients import stencils
+from bilevel.hypergradients.stencils import Stencil
 from bilevel.trees import Tree
-
-
-class Plan(NamedTuple):
-    """Which phases there are.
-
-    Attributes:
-        beta: the size of their nudges; where it is traced and not positive, the rule is
-            another one, and `aux.converged` False.
-        nudges: `(key, dtype of the outputs) -> (betas, weights)`, each `[P]`.
-    """
-
-    beta: float | jax.Array
-    nudges: Callable[[jax.Array | None, jnp.dtype], tuple[jax.Array, jax.Array]]
 
 
 def contrastive(
@@ -34,10 +20,9 @@ def contrastive(
     network: EnergyNetwork,
     cost: Cost,
     solvers: tuple[Relaxation, Relaxation],
-    plan: Plan,
+    stencil: Stencil,
     *,
     tolerance: float,
-    against_free: bool,
     clamped: bool = False,
 ) -> LearningRule:
     """Assembles a rule from the nudges of its phases.
@@ -47,15 +32,15 @@ def contrastive(
         network: with the energy.
         cost: of its outputs.
         solvers: of the free phase, and of the pushed ones, which start from its state.
-        plan: the nudges and their weights.
+        stencil: the nudges and their weights; where beta is traced and not positive,
+            the rule is another one, and `aux.converged` False.
         tolerance: of the way that is left to the phases, relative to the response, for
             `aux.converged`.
-        against_free: the weights do not sum to 0: the free state has the rest.
         clamped: the outputs are held at o - beta dC/do, instead of beta C being added.
 
     Returns:
-        A `LearningRule`; it raises `ValueError` where a plan is complex and the energy
-        not analytic.
+        A `LearningRule`; it raises `ValueError` where nudges are complex and the energy
+        is not analytic.
     """
     free, second = solvers
     require_cost(name, cost)
@@ -67,7 +52,9 @@ def contrastive(
         keys = phases.phase_keys(key, free, second)
         first = phases.relax_free(network, free, params, inputs, keys[0])
         outputs = network.outputs(params, first.state)
-        betas, weights = plan.nudges(key, outputs.dtype)
+        own = None if key is None else jax.random.fold_in(key, 2)
+        betas = stencils.nodes(stencil, outputs.dtype, own)
+        weights = stencils.weights(stencil, betas)
         if jnp.iscomplexobj(betas):
             require_analytic(name, network, cost, data, first.state)
         push = phases.relax_clamped if clamped else phases.relax_at
@@ -75,13 +62,13 @@ def contrastive(
         grads = phases.contrast(
             network,
             data,
-            first.state if against_free else None,
+            first.state if stencils.needs_free(stencil) else None,
             pushed.state,
             weights,
             cost=None if clamped else cost,
             betas=betas,
         )
-        aux = phases.report(outputs, first, pushed, tolerance, plan.beta)
+        aux = phases.report(outputs, first, pushed, tolerance, stencil.beta)
         # Clamped phases descend a cost of their own, whatever the network.
         aux = aux._replace(unbiased=said(False if clamped else network.conservative))
         if not clamped:

@@ -1,10 +1,12 @@
 """Contrastive Hebbian learning: the outputs are clamped to the targets."""
 
+from bilevel.energy.contrastive import contrastive
 from bilevel.energy.costs import Cost
-from bilevel.energy.coupled_learning import by_clamping, require_output
+from bilevel.energy.coupled_learning import require_output
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.relaxations import Relaxation
+from bilevel.hypergradients.stencils import one_sided
 
 
 def contrastive_hebbian_learning(
@@ -56,4 +58,12 @@ def contrastive_hebbian_learning(
     """
     name = "contrastive_hebbian_learning"
     require_output(name, network)
-    return by_clamping(name, network, cost, free, clamped or free, 1.0, [1], tolerance)
+    return contrastive(
+        name,
+        network,
+        cost,
+        (free, clamped or free),
+        one_sided(1.0),
+        tolerance=tolerance,
+        clamped=True,
+    )

@@ -2,11 +2,9 @@
 
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-
-from bilevel.energy.contrastive import Plan, contrastive
+from bilevel.energy.contrastive import contrastive
 from bilevel.energy.costs import Cost
+from bilevel.energy.equilibrium_propagation import signed
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import check_beta
@@ -74,37 +72,13 @@ def coupled_learning(
             f"{name}: nudging must be positive, negative or centred, got {nudging!r}."
         )
     require_output(name, network)
-    signs = {"positive": [1], "negative": [-1], "centred": [1, -1]}[nudging]
-    return by_clamping(
-        name, network, cost, free, clamped or free, beta, signs, tolerance
-    )
-
-
-def by_clamping(
-    name: str,
-    network: EnergyNetwork,
-    cost: Cost,
-    free: Relaxation,
-    clamped: Relaxation,
-    beta: float,
-    signs: list[int],
-    tolerance: float,
-) -> LearningRule:
-    """The rule with the outputs held at o - sign beta dC/do, for each of `signs`."""
-
-    def nudges(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        del key
-        betas = beta * jnp.array(signs, dtype)
-        return betas, 1 / (len(signs) * betas)
-
     return contrastive(
         name,
         network,
         cost,
-        (free, clamped),
-        Plan(beta, nudges),
+        (free, clamped or free),
+        signed(nudging, beta),
         tolerance=tolerance,
-        against_free=len(signs) == 1,
         clamped=True,
     )
 

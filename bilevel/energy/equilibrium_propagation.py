@@ -3,14 +3,15 @@
 from typing import Literal, TypeAlias, get_args
 
 import jax
-import jax.numpy as jnp
 
-from bilevel.energy.contrastive import Plan, contrastive
+from bilevel.energy.contrastive import contrastive
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import check_beta, check_negative
 from bilevel.energy.relaxations import Relaxation
+from bilevel.hypergradients import stencils
+from bilevel.hypergradients.stencils import Stencil
 
 Nudging: TypeAlias = Literal["positive", "negative", "random", "centred"]
 """Which nudged phases there are: beta, -beta, one of the two by chance, or both."""
@@ -90,30 +91,21 @@ def equilibrium_propagation(
     if nudging != "positive":
         check_negative(name, network, cost, beta)
 
-    def nudges(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        betas = beta * _signs(nudging, key, dtype)
-        return betas, 1 / (len(betas) * betas)
-
     return contrastive(
         name,
         network,
         cost,
         (free, nudged or free),
-        Plan(beta, nudges),
+        signed(nudging, beta),
         tolerance=tolerance,
-        against_free=nudging != "centred",
     )
 
 
-def _signs(nudging: Nudging, key: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-    """The sign of each nudged phase, `[P]`."""
+def signed(nudging: Nudging, beta: float | jax.Array) -> Stencil:
+    """The stencil of a name; its beta stays positive."""
     if nudging == "centred":
-        return jnp.array([1, -1], dtype)
+        return stencils.centred(beta)
     if nudging == "random":
-        if key is None:
-            raise ValueError(
-                "equilibrium_propagation: a random sign needs a key; call "
-                "rule(params, inputs, targets, key)."
-            )
-        return jax.random.rademacher(jax.random.fold_in(key, 2), (1,), dtype)
-    return jnp.array([1 if nudging == "positive" else -1], dtype)
+        return stencils.random_sign(beta)
+    stencil = stencils.one_sided(beta)
+    return stencil if nudging == "positive" else stencil._replace(points=(-1.0,))

@@ -1,16 +1,13 @@
 """Holomorphic equilibrium propagation: a contour integral over complex nudges."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from bilevel.energy.analytic import require_holomorphic
-from bilevel.energy.contrastive import Plan, contrastive
+from bilevel.energy.contrastive import contrastive
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import check_beta, check_negative
 from bilevel.energy.relaxations import Relaxation
+from bilevel.hypergradients.stencils import contour
 
 
 def holomorphic_equilibrium_propagation(
@@ -67,29 +64,11 @@ def holomorphic_equilibrium_propagation(
     require_holomorphic(name, network, cost)
     check_beta(name, beta)
     check_negative(name, network, cost, beta)
-    if not isinstance(num_points, int) or num_points < 2:
-        raise ValueError(
-            f"{name}: num_points must be an integer >= 2, got {num_points!r}."
-        )
-    half = np.arange(num_points // 2 + 1)
-    circle = np.exp(2j * np.pi * half / num_points)
-    is_real = (half == 0) | (2 * half == num_points)
-    circle = np.where(is_real, np.round(circle), circle)  # states there are real
-    # The others stand for themselves and their conjugates.
-    count = np.where(is_real, 1, 2)
-
-    def nudges(key: jax.Array | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        del key
-        wide = jnp.result_type(dtype, jnp.complex64)
-        betas = jnp.asarray(beta * circle, wide)
-        return betas, jnp.asarray(count / circle / (num_points * beta), wide)
-
     return contrastive(
         name,
         network,
         cost,
         (free, nudged or free),
-        Plan(beta, nudges),
+        contour(beta, num_points),
         tolerance=tolerance,
-        against_free=False,
     )

@@ -1,14 +1,16 @@
-"""Nudged pull-backs: equilibrium propagation, penalty methods, AdaSTE."""
+"""Nudged pull-backs: equilibrium propagation, penalty methods."""
 
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bilevel import trees
-from bilevel.derivatives import Oracle, mixed_vjp, penalised, tilted
+from bilevel import checks, trees
+from bilevel.derivatives import Oracle, penalised, tilted
+from bilevel.hypergradients import stencils
 from bilevel.hypergradients.base import (
     OuterObjective,
     Pullback,
@@ -16,103 +18,109 @@ from bilevel.hypergradients.base import (
     Solved,
 )
 from bilevel.hypergradients.rule import Hypergradient
-from bilevel.inner_problem import UserFunction
+from bilevel.hypergradients.stencils import Stencil
 from bilevel.inner_solvers import driver
-from bilevel.inner_solvers.driver import InnerInfo
+from bilevel.iteration import iterate
 from bilevel.trees import Tree
-
-Tilt = Callable[[Tree, Tree, Tree], Tree]
-"""`tilt(inner, outer, cotangent) -> tree like inner`: the nudge of every element."""
 
 
 def nudged(
-    beta: float | None = None,
+    stencil: Stencil | float,
     *,
-    centred: bool = True,
     linearised: bool = True,
-    richardson: bool = False,
     normalise: bool = True,
-    tilt: Tilt | None = None,
+    side_by_side: bool = False,
 ) -> Hypergradient:
-    """Compares the solution with that of a nudged inner problem; no second derivatives.
+    """Compares the solution with those of nudged inner problems; no second derivatives.
 
-    With w_b = argmin of G + b F (or its linearisation G + b <v, w>), the pull-back is
+    With w_b = argmin of G + b F (or its linearisation G + b <v, w>), the pull-back is a
+    difference quotient of dG/dx(w_b) at b = 0, by the nodes of a stencil:
 
         one-sided   [dG/dx(w_b) - dG/dx(w_0)] / b           error O(b)
         centred     [dG/dx(w_b) - dG/dx(w_-b)] / (2 b)      error O(b^2)
 
-    With an energy as G it is equilibrium propagation; with F in full it is the gradient
-    of the value function min_w (G + b F) / b (Danskin), the penalty method F2SA.
-
-    With `tilt`, every element of a *separable* inner problem gets its own finite nudge
-    t = tilt(w, x, v): the adjoint is u = (w_-t - w_t) v / (2 t), with centred=False
-    (w_0 - w_t) v / t, its limit where t = 0, and the pull-back -J' u.  With a
-    quantiser's energy, nudges that just cross the well's boundary and centred=False
-    it is AdaSTE.
+    and others in `hypergradients.stencils`.  With an energy as G it is equilibrium
+    propagation; with F in full it is the gradient of the value function
+    min_w (G + b F) / b (Danskin), the penalty method F2SA.
 
     Args:
-        beta: b; negative for a one-sided nudge away from the target.  Needed, unless
-            `tilt` takes its place.
-        centred: both signs of beta, or of the tilt, instead of one.
+        stencil: of the nudges; a number b > 0 means `stencils.centred(b)`.
         linearised: nudge with <v, w>.  Otherwise with the outer function, which
             `argmin` must be given as `outer_objective`; only multiples of its gradient
             can then be pulled back, any other cotangent gives an untrustworthy result.
-        richardson: extrapolate from b and b / 2 to b = 0; the error gains one order
-            (two if centred) and is estimated well.  Twice the nudged solves.
         normalise: divide b by |v| (by the norm of the gradient of F), so that the
             result is linear in the scale of the loss.  Switch it off where b has a
             meaning of its own, per sample, say: a mean over a batch of size B makes
             that b = B times the sample's.
-        tilt: chooses the nudge of every element; goes with `centred` only.
+        side_by_side: solve all nudged problems at once (`vmap`): as many states in
+            memory as there are nodes, and as many steps as the slowest takes.
+            Otherwise one after the other.
 
     Returns:
-        A `Hypergradient` for reverse mode.  Cost: a warm-started inner solve per nudge
-        (1, 2 or 4) and 1 g for each state compared.
+        A `Hypergradient` for reverse mode.  Cost: a warm-started inner solve per node
+        and 1 g for each state compared.
 
     What `trustworthy` promises: the relative error against the derivative of the argmin
     (b -> 0) is at most `rtol`, bias of the finite nudge and residuals of the nudged
-    states included.  `info.bias` estimates the former alone, relative to the gradient.
+    states included.  `info.bias` estimates the former alone, relative to the gradient,
+    where the stencil has an estimate.
 
     Raises:
-        ValueError: beta is 0, not finite, or negative with `centred`; `tilt` together
-            with others but `centred`; no outer objective where one is needed; a solver
-            that cannot be nudged.
+        ValueError: a stencil of complex points, which needs complex states, or of a
+            random sign, which needs a key; when it is used, no outer objective where
+            one is needed, or a solver that cannot be nudged.
 
     Source: Scellier and Bengio 2017, arXiv:1602.05179 (one-sided); Laborieux et al.
     2021, arXiv:2006.03824 (centred); Zucchet and Sacramento 2022, arXiv:2205.03076
-    (bilevel view); Kwon et al. 2023 (F2SA); Le et al. 2022, arXiv:2112.02880 (AdaSTE,
-    equation 10).
+    (bilevel view); Kwon et al. 2023 (F2SA).
 
     Example:
-        >>> rule = nudged(0.01, centred=True)
+        >>> rule = nudged(0.01)
+        >>> rule = nudged(stencils.richardson(stencils.one_sided(0.1)))
     """
-    plain = linearised and normalise and not richardson
-    _check(beta, centred, tilt, plain)
+    if isinstance(stencil, Stencil):
+        chosen = stencil
+    elif checks.is_number(stencil):
+        chosen = stencils.centred(stencil)
+    else:
+        raise ValueError(
+            "nudged: expected a stencil (stencils.centred(0.01), say) or a number, got "
+            f"{type(stencil).__name__}. A nudge of every element's own is "
+            "nudged_by_element(tilt)."
+        )
+    _require_real(chosen)
+    pullback = partial(_pullback, chosen, linearised, normalise, side_by_side)
+    return Hypergradient("nudged", pullback)
 
-    functions = ()
-    if tilt is not None:
-        example = lambda inner, outer, _: (inner, outer, inner)
-        functions = (UserFunction("tilt", tilt, example),)
 
-    def pullback(
-        solved: Solved, outer_objective: OuterObjective, warm_start: Any
-    ) -> Pullback:
-        del warm_start
-        if solved.problem.solver.unknowns is not None:
-            raise ValueError(
-                "nudged compares derivatives of the inner objective, in which the "
-                "constraints of this inner solver do not appear: expected a solver "
-                "without multipliers, or another rule, hypergradients.implicit() say."
-            )
-        if tilt is not None:
-            return _by_element(solved, outer_objective.cotangent, centred)
-        assert beta is not None
-        make = _linear_nudge if linearised else _full_nudge
-        nudge = make(solved, outer_objective)
-        strength = beta / nudge.size if normalise else jnp.full_like(nudge.size, beta)
-        return _contrast(solved, nudge, strength, centred, richardson)
+def _require_real(stencil: Stencil) -> None:
+    if np.iscomplexobj(stencil.points) or stencil.has_random_sign:
+        raise ValueError(
+            f"nudged: {stencil.name} has complex nudges, or a sign from a key, neither "
+            "of which this rule has. Take a stencil of real points, or the rules of "
+            "bilevel.energy."
+        )
 
-    return Hypergradient("nudged", pullback, functions=functions)
+
+def _pullback(
+    stencil: Stencil,
+    linearised: bool,
+    normalise: bool,
+    side_by_side: bool,
+    solved: Solved,
+    outer_objective: OuterObjective,
+    warm_start: Any,
+) -> Pullback:
+    del warm_start
+    if solved.problem.solver.unknowns is not None:
+        raise ValueError(
+            "nudged compares derivatives of the inner objective, in which the "
+            "constraints of this inner solver do not appear: expected a solver "
+            "without multipliers, or another rule, hypergradients.implicit() say."
+        )
+    nudge = (_linear_nudge if linearised else _full_nudge)(solved, outer_objective)
+    size = nudge.size if normalise else jnp.ones_like(nudge.size)
+    return _contrast(solved, nudge, stencil, size, side_by_side)
 
 
 class _Nudge(NamedTuple):
@@ -182,7 +190,7 @@ def _outer_gradient(solved: Solved, state: Tree) -> Tree:
 
 
 class _Sample(NamedTuple):
-    gradient: Tree
+    gradient: Tree  # what is contrasted, at the nudged state
     residual: jax.Array  # of the nudged state, relative to the nudge
     num_steps: jax.Array
     converged: jax.Array
@@ -191,12 +199,15 @@ class _Sample(NamedTuple):
 def _contrast(
     solved: Solved,
     nudge: _Nudge,
-    strength: jax.Array,
-    centred: bool,
-    richardson: bool,
+    stencil: Stencil,
+    size: jax.Array,
+    side_by_side: bool,
 ) -> Pullback:
+    """The difference quotient over the nudged states, its bias and convergence."""
     inner, parameters = solved.inner, solved.differentiated.parameters()
     solver = solved.problem.solver
+    # The differences in units of beta / size.
+    strengths = stencils.nodes(stencil, size.dtype) / size
 
     def at(s: jax.Array) -> _Sample:
         state, info = driver.solve(solver, nudge.oracle(s), inner, parameters)
@@ -204,106 +215,43 @@ def _contrast(
         gradient = nudge.gradient(state, s)
         return _Sample(gradient, residual, info.num_steps, info.converged)
 
-    free = nudge.gradient(inner, jnp.zeros_like(strength))
+    def one(place: jax.Array) -> tuple[jax.Array, _Sample]:
+        return place + 1, at(strengths[place])
 
-    def estimate(s: jax.Array) -> tuple[Tree, jax.Array | None, list[_Sample]]:
-        """The pull-back with nudge s, the estimate of its bias, and the samples."""
-        plus = at(s)
-        forward = trees.scale(1 / s, trees.sub(plus.gradient, free))
-        if not centred:
-            return forward, None, [plus]
-        minus = at(-s)
-        backward = trees.scale(1 / s, trees.sub(free, minus.gradient))
-        mean = trees.scale(0.5 / s, trees.sub(plus.gradient, minus.gradient))
-        half_gap = trees.norm(trees.sub(forward, backward)) / 2
-        # The gap is the one-sided error, of first order; its square is of the order
-        # of the centred one.
-        return mean, _ratio(half_gap, trees.norm(mean)) ** 2, [plus, minus]
-
-    result, bias, samples = estimate(strength)
-    if richardson:
-        halved, _, more = estimate(strength / 2)
-        weight = 4.0 / 3.0 if centred else 2.0
-        coarse = result
-        result = trees.axpy(weight, trees.sub(halved, coarse), coarse)
-        gap = trees.norm(trees.sub(result, halved))
-        bias, samples = _ratio(gap, trees.norm(result)), samples + more
-    steps = [sample.num_steps for sample in samples]
-    residuals = jnp.stack([sample.residual for sample in samples])
+    if side_by_side:
+        samples = jax.vmap(at)(strengths)
+    else:
+        count = len(stencil.points)
+        first = jnp.zeros((), jnp.int32)
+        samples = iterate(one, first, num_steps=count, history=True)[1]
+    free = nudge.gradient(inner, jnp.zeros_like(strengths[0]))
+    total = partial(_weighted, samples.gradient, free)
+    result = total(stencils.weights(stencil, strengths))
+    bias = None
+    if stencil.lower is not None:
+        coarse = total(stencils.weights(stencil, strengths, lower=True))
+        gap = trees.norm(trees.sub(result, coarse))
+        bias = _ratio(gap, trees.norm(result)) ** stencil.power
     info = PullbackInfo(
-        relative_residual=jnp.max(residuals),
+        relative_residual=jnp.max(samples.residual),
         error=None,
-        num_steps=sum(steps[1:], steps[0]),
-        converged=jnp.all(jnp.stack([sample.converged for sample in samples])),
+        num_steps=jnp.sum(samples.num_steps),
+        converged=jnp.all(samples.converged),
         positive_definite=None,
         bias=bias,
     )
     return Pullback(trees.scale(nudge.factor, result), info)
 
 
+def _weighted(gradients: Tree, free: Tree, weights: jax.Array) -> Tree:
+    """The sum of w_j [g_j - g_0]: of differences, which are small."""
+
+    def leaf(g: jax.Array, g0: jax.Array) -> jax.Array:
+        total = jnp.tensordot(weights, (g - g0[None]).astype(weights.dtype), axes=1)
+        return total.astype(g0.dtype)
+
+    return jax.tree.map(leaf, gradients, free)
+
+
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
-
-
-def _by_element(solved: Solved, cotangent: Tree, centred: bool) -> Pullback:
-    """The contrast of adjoints: u = (w_-t - w_t) v / 2t, or from w_0, and -J' u."""
-    problem, inner, differentiated = solved.problem, solved.inner, solved.differentiated
-    parameters = differentiated.parameters()
-    tilt = problem.oracle.functions["tilt"]
-    tilts = tilt(parameters, inner, parameters.outer, cotangent)
-    trees.require_like(tilts, inner, "tilt(...)", "the inner variable")
-
-    def state(t: Tree) -> tuple[Tree, InnerInfo]:
-        oracle = tilted(problem.oracle, t)
-        return driver.solve(problem.solver, oracle, inner, parameters)
-
-    moved, info = state(tilts)
-    num_steps, converged = info.num_steps, info.converged
-    opposite, width = inner, tilts
-    if centred:
-        opposite, info = state(trees.scale(-1.0, tilts))
-        num_steps, converged = num_steps + info.num_steps, converged & info.converged
-        width = trees.scale(2.0, tilts)
-    none = trees.zeros_like(inner)
-    slope = jax.jvp(lambda t: state(t)[0], (none,), (cotangent,))[1]
-
-    def element(w: Any, w_t: Any, t: Any, v: Any, s: Any) -> jax.Array:
-        is_limit = t == 0
-        return jnp.where(is_limit, -s, (w - w_t) * (v / jnp.where(is_limit, 1, t)))
-
-    adjoint = jax.tree.map(element, opposite, moved, width, cotangent, slope)
-    pulled = mixed_vjp(
-        lambda w, a: problem.oracle.gradient(w, differentiated.build(a)),
-        inner,
-        differentiated.values,
-        adjoint,
-    )
-    report = PullbackInfo(
-        relative_residual=None,
-        error=None,
-        num_steps=num_steps,
-        converged=converged,
-        positive_definite=None,
-        bias=None,
-    )
-    return Pullback(trees.scale(-1.0, pulled), report)
-
-
-def _check(beta: float | None, centred: bool, tilt: Tilt | None, plain: bool) -> None:
-    if tilt is not None:
-        if beta is not None or not plain:
-            raise ValueError(
-                "nudged: tilt chooses the nudge of every element; leave beta and all "
-                "other arguments but centred out."
-            )
-        return
-    if beta is None or beta == 0 or not math.isfinite(beta):
-        raise ValueError(
-            "nudged: pass beta, the strength of the nudge, finite and not 0 (0.01, "
-            f"say), or tilt; got beta={beta}."
-        )
-    if centred and beta < 0:
-        raise ValueError(
-            "nudged: a centred nudge takes both signs of beta; give it as positive, or "
-            f"pass centred=False, got {beta}."
-        )

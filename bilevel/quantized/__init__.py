@@ -18,6 +18,7 @@ Argmins, pulled back by the core's nudged rule or in the dual: `adaste`,
     state = advance(state)
 """
 
+from bilevel.quantized import energies as energies
 from bilevel.quantized import scales as scales
 from bilevel.quantized.activation import activation as activation
 from bilevel.quantized.adaste import adaste as adaste
@@ -105,6 +106,7 @@ __all__ = [
     "decide",
     "dorefa",
     "dorefa_activation",
+    "energies",
     "expected_bytes",
     "export",
     "final",

@@ -6,6 +6,7 @@ import numpy as np
 
 from bilevel.number_formats import NumberFormat
 from bilevel.number_formats.recipe import made_by
+from bilevel.quantized import energies
 from bilevel.quantized.adaste_as_released import as_released_rule
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.levels import Levels, levels_of
@@ -119,7 +120,7 @@ def adaste(
         weights = as_released_rule(number_format, alpha)
     else:
         weights = nudged_argmin(
-            lambda x, strength: bottom(levels, x, strength, alpha),
+            energies.well(levels, alpha),
             tilt,
             centred=centred,
         )
@@ -145,16 +146,6 @@ def adaste(
         scale=scale,
         as_released=as_released,
     )
-
-
-def bottom(levels: Levels, x: jax.Array, rho: jax.Array, alpha: float) -> jax.Array:
-    """s(x), the argmin over w between the least and the greatest level."""
-    nearest = levels.nearest(x)
-    least, most = float(levels.values[0]), float(levels.values[-1])
-    is_inside = (least < x) & (x < most)
-    rest = jnp.where(is_inside, x - nearest, 0)
-    moved = jnp.maximum(jnp.abs(rest) - alpha * rho, 0) / (1 + rho)
-    return nearest + jnp.sign(rest) * moved
 
 
 def crossing(levels: Levels, x: jax.Array, g: jax.Array, floor: float) -> jax.Array:

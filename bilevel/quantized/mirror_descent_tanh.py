@@ -4,6 +4,7 @@ import jax
 
 from bilevel.number_formats import NumberFormat
 from bilevel.number_formats.recipe import made_by
+from bilevel.quantized import energies
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.levels import levels_of
 from bilevel.quantized.quantizer import (
@@ -15,7 +16,6 @@ from bilevel.quantized.quantizer import (
     with_slope,
 )
 from bilevel.quantized.scales import Scale
-from bilevel.quantized.tanh_projection import staircase
 
 
 def mirror_descent_tanh(
@@ -57,10 +57,11 @@ def mirror_descent_tanh(
     """
     positive("mirror_descent_tanh: kappa", kappa)
     levels = levels_of(number_format, max_bits=8)
+    energy = energies.entropy(levels)
 
     def rule(u: jax.Array, at: At) -> jax.Array:
         strength = value_at(kappa, at.step).astype(u.dtype)
-        return with_slope(staircase(levels, u, strength), 1.0, u)
+        return with_slope(energy.minimiser(u, strength), 1.0, u)
 
     made = elementwise(
         "mirror_descent_tanh",

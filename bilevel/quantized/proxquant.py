@@ -3,10 +3,10 @@
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
 from bilevel.number_formats.recipe import made_by
+from bilevel.quantized import energies
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.levels import levels_of
 from bilevel.quantized.quantizer import At, Quantizer, Schedule, value_at
@@ -59,15 +59,10 @@ def proxquant(
     if not callable(strength) and not strength >= 0:
         raise ValueError(f"proxquant: strength must not be negative, got {strength}.")
     levels = levels_of(number_format)
+    energy = energies.distance(levels, form)
 
     def prox(u: jax.Array, at: At) -> jax.Array:
-        own = value_at(strength, at.step).astype(u.dtype)
-        nearest = levels.nearest(u)
-        if form == "l2":
-            return (u + own * nearest) / (1 + own)
-        rest = u - nearest
-        moved = u - jnp.sign(rest) * own
-        return jnp.where(jnp.abs(rest) <= own, nearest, moved)
+        return energy.minimiser(u, value_at(strength, at.step).astype(u.dtype))
 
     made = elementwise(
         "proxquant",

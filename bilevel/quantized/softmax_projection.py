@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bilevel.number_formats import NumberFormat
 from bilevel.number_formats.recipe import made_by
+from bilevel.quantized import energies
 from bilevel.quantized.levels import Levels, along_last, levels_of
 from bilevel.quantized.nudged_argmin import nudged_argmin
 from bilevel.quantized.quantizer import (
@@ -54,7 +55,7 @@ def softmax_projection(number_format: NumberFormat, kappa: Schedule = 1.0) -> Qu
     positive("softmax_projection: kappa", kappa)
     levels = levels_of(number_format, max_bits=8)
     simplex = nudged_argmin(
-        lambda x, strength: jax.nn.softmax(strength * x),
+        energies.simplex_entropy(),
         lambda x, _, g: jnp.zeros_like(g),
     )
 

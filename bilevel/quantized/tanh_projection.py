@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bilevel.number_formats import NumberFormat
 from bilevel.number_formats.recipe import made_by
+from bilevel.quantized import energies
 from bilevel.quantized.elementwise import elementwise
-from bilevel.quantized.levels import Levels, along_last, levels_of
+from bilevel.quantized.levels import levels_of
 from bilevel.quantized.nudged_argmin import nudged_argmin
 from bilevel.quantized.quantizer import At, Quantizer, Schedule, positive, value_at
 from bilevel.quantized.scales import Scale
@@ -63,7 +63,7 @@ def tanh_projection(
         raise ValueError(f"tanh_projection: beta must not be negative, got {beta}.")
     levels = levels_of(number_format, max_bits=8)
     weights = nudged_argmin(
-        lambda x, strength: staircase(levels, x, strength),
+        energies.entropy(levels),
         lambda x, strength, g: finite(x, strength, beta * g),
     )
 
@@ -84,12 +84,3 @@ def finite(x: jax.Array, kappa: jax.Array, tilt: jax.Array) -> jax.Array:
     """The tilt, but 0, its limit, where a difference would be lost to rounding."""
     least = jnp.sqrt(jnp.finfo(x.dtype).eps) * jnp.maximum(jnp.abs(x), 1 / kappa)
     return jnp.where(jnp.abs(tilt) < least, 0, tilt)
-
-
-def staircase(levels: Levels, x: jax.Array, kappa: jax.Array) -> jax.Array:
-    """Steps of tanh between the levels; tanh(kappa x) for -1 and 1."""
-    half_gaps = along_last(np.diff(levels.values) / 2, x)
-    past = x[..., None] - along_last(levels.boundaries, x)
-    # What is missing to the nearest level: a sum of all steps rounds small ones off.
-    missing = half_gaps * (jnp.tanh(kappa * past) - jnp.where(past < 0, -1, 1))
-    return levels.nearest(x) + jnp.sum(missing, -1)

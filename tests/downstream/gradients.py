@@ -32,7 +32,7 @@ LINEAR_SOLVERS: list[LinearSolver] = [
 ]
 RULES: list[Hypergradient] = [
     *[hypergradients.implicit(linear_solver) for linear_solver in LINEAR_SOLVERS],
-    hypergradients.nudged(0.02, centred=True),
+    hypergradients.nudged(0.02),
     hypergradients.one_step(),
     hypergradients.truncated(3),
     hypergradients.unrolled(mode="reverse", rematerialize="step"),

@@ -20,7 +20,21 @@ from reference_problems import (
 
 import bilevel
 from bilevel import hypergradients, inner_solvers, linear_solvers
-from bilevel.hypergradients import implicit, nudged, one_step, truncated, unrolled
+from bilevel.hypergradients import (
+    implicit,
+    nudged,
+    nudged_by_element,
+    one_step,
+    truncated,
+    unrolled,
+)
+from bilevel.hypergradients.stencils import (
+    Stencil,
+    centred,
+    of_order,
+    one_sided,
+    richardson,
+)
 
 STEP_SIZE = 0.4
 START, OUTER = jnp.zeros(3), jnp.array([-0.8, 0.2, -0.3])
@@ -117,7 +131,7 @@ def test_implicit_with_a_preconditioner(closed_form: jax.Array):
 
 @pytest.mark.parametrize(
     "rule",
-    [nudged(0.1), nudged(0.1, richardson=True), nudged(0.01, richardson=True)],
+    [nudged(0.1), nudged(richardson(centred(0.1))), nudged(richardson(centred(0.01)))],
     ids=["centred", "richardson", "richardson, small"],
 )
 def test_centred_nudges_of_a_quadratic_are_exact(rule: Any, closed_form: jax.Array):
@@ -211,14 +225,14 @@ BETAS = np.array([0.08, 0.04, 0.02, 0.01])
 
 
 def nudged_errors(
-    state: jax.Array, outer_objective: Any = readout, **settings: Any
+    state: jax.Array, stencil: Stencil, outer_objective: Any = readout, **settings: Any
 ) -> list[float]:
     """Errors for all of BETAS, by one program.
 
     The nudge beta of the loss c F is the nudge c beta of F, if it is not normalised.
     """
     expected = dense_hypergradient(curved, outer_objective, state, OUTER, DATA)
-    rule = nudged(1.0, normalise=False, **settings)
+    rule = nudged(stencil, normalise=False, **settings)
 
     @jax.jit
     @jax.vmap
@@ -236,21 +250,22 @@ def nudged_errors(
 
 @pytest.mark.parametrize("linearised", [True, False], ids=["linear", "full"])
 @pytest.mark.parametrize(
-    ("settings", "order", "margin"),
+    ("stencil", "margin"),
     [
-        ({"centred": False}, 1, 0.15),
-        ({"centred": True}, 2, 0.15),
-        ({"centred": False, "richardson": True}, 2, 0.3),
-        ({"centred": True, "richardson": True}, 4, 0.5),
+        (one_sided(1.0), 0.15),
+        (centred(1.0), 0.15),
+        (richardson(one_sided(1.0)), 0.3),
+        (richardson(centred(1.0)), 0.5),
+        (of_order(1.0, 4), 0.5),
     ],
-    ids=["one-sided", "centred", "one-sided, Richardson", "centred, Richardson"],
+    ids=lambda x: getattr(x, "name", ""),
 )
 @pytest.mark.thinned(9)
 def test_order_of_the_nudge(
-    settings: dict, order: int, margin: float, linearised: bool, state: jax.Array
+    stencil: Stencil, margin: float, linearised: bool, state: jax.Array
 ):
-    errors = nudged_errors(state, linearised=linearised, **settings)
-    assert abs(slope(BETAS, errors) - order) <= margin
+    errors = nudged_errors(state, stencil, linearised=linearised)
+    assert abs(slope(BETAS, errors) - stencil.order) <= margin
 
 
 @pytest.mark.thorough
@@ -258,7 +273,7 @@ def test_normalised_nudges_are_linear_in_the_loss():
     def scaled(size: float, **settings: Any) -> jax.Array:
         return (
             hypergradient(
-                nudged(0.3, centred=False, **settings),
+                nudged(one_sided(0.3), **settings),
                 objective=curved,
                 outer_objective=lambda w, x, b: size * readout(w, x, b),
             )
@@ -270,6 +285,20 @@ def test_normalised_nudges_are_linear_in_the_loss():
         assert distance(small, one) <= 1e-9
     one, small = (scaled(s, normalise=False) for s in (1.0, 1e-3))
     assert distance(small, one) > 1e-2
+
+
+def sides(is_centred: bool) -> Stencil:
+    return centred(1.0) if is_centred else one_sided(1.0)
+
+
+@pytest.mark.parametrize("linearised", [True, False])
+def test_side_by_side_is_one_after_the_other(linearised: bool):
+    stencil = richardson(centred(0.1))
+    both = [
+        hypergradient(nudged(stencil, linearised=linearised, side_by_side=at_once))
+        for at_once in (False, True)
+    ]
+    np.testing.assert_allclose(*both, rtol=1e-9)
 
 
 def neumann_inverse(num_terms: int) -> Callable[[jax.Array], jax.Array]:
@@ -383,7 +412,7 @@ def test_full_nudge_is_the_gradient_of_the_value_function(state: jax.Array):
         above = curved(moved, x, DATA) + beta * readout(moved, x, None)
         return (above - curved(state, x, DATA)) / beta
 
-    rule = nudged(beta, centred=False, linearised=False, normalise=False)
+    rule = nudged(one_sided(beta), linearised=False, normalise=False)
     solver = DESCENT._replace(max_steps=150)
     assert (
         distance(hypergradient(rule, solver, curved), jax.grad(stencil)(OUTER)) <= 1e-10
@@ -446,7 +475,7 @@ IDENTITY = inner_solvers.closed_form(shrink, tilted=True)
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("beta", [1e-3, 0.5, 40.0])
 def test_identity_passes_gradients_whatever_the_nudge(beta: float, centred: bool):
-    rule = nudged(tilt=lambda w, x, v: beta * v, centred=centred)
+    rule = nudged_by_element(lambda w, x, v: beta * v, sides(centred))
     np.testing.assert_allclose(latent_gradient(IDENTITY, rule), SLOPES, rtol=1e-12)
 
 
@@ -455,13 +484,16 @@ def test_steps_of_nudges_to_both_sides_are_counted():
     problem = bilevel.Problem(objective, lambda w, x, batch: jnp.sum(SLOPES * w))
     batches = bilevel.Batches(None, None)
     steps, settled = {}, {}
-    for centred in (False, True):
-        rule = nudged(tilt=lambda w, x, v: 0.1 * v, centred=centred)
+    for is_centred in (False, True):
+        rule = nudged_by_element(lambda w, x, v: 0.1 * v, sides(is_centred))
         evaluate = bilevel.value_and_hypergradient(
             problem, IDENTITY, rule, certify=False
         )
         info = jax.jit(evaluate)(jnp.zeros(6), LATENT, batches).info.pullback
-        steps[centred], settled[centred] = int(info.num_steps), bool(info.converged)
+        steps[is_centred], settled[is_centred] = (
+            int(info.num_steps),
+            bool(info.converged),
+        )
     assert steps == {False: 1, True: 2}
     assert settled == {False: True, True: True}
 
@@ -485,8 +517,8 @@ def test_tanh_has_the_published_errors():
     forward, centred = [], []
     for beta in (0.1, 0.05, 0.025):
         rules = (
-            nudged(tilt=lambda w, x, v, b=beta: b * v, centred=False),
-            nudged(tilt=lambda w, x, v, b=beta: b * v),
+            nudged_by_element(lambda w, x, v, b=beta: b * v, one_sided(1.0)),
+            nudged_by_element(lambda w, x, v, b=beta: b * v),
             nudged(beta, normalise=False),
         )
         errors = [
@@ -500,7 +532,7 @@ def test_tanh_has_the_published_errors():
     expected = np.array([-1.4840e-3, -3.697e-4, -9.234e-5])
     np.testing.assert_allclose(centred, np.stack([expected] * 2, 1), atol=1e-7)
     # No nudge is the limit.
-    limit = nudged(tilt=lambda w, x, v: jnp.zeros_like(v))
+    limit = nudged_by_element(lambda w, x, v: jnp.zeros_like(v))
     got = latent_gradient(TANH, limit, x, g, hyperbolic)
     np.testing.assert_allclose(got, [exact], rtol=1e-12)
 
@@ -518,7 +550,7 @@ SIGN = inner_solvers.closed_form(
 
 
 def test_sign_moves_only_what_crosses():
-    got = latent_gradient(SIGN, nudged(tilt=past_zero, centred=False))
+    got = latent_gradient(SIGN, nudged_by_element(past_zero, one_sided(1.0)))
     expected = jnp.where(LATENT * SLOPES > 0, 2 * SLOPES / jnp.abs(LATENT), 0)
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     assert bool(jnp.all(got * SLOPES >= 0))
@@ -540,5 +572,5 @@ def test_adaste_multipliers(rho: float, alpha: float, expected: list[float]):
         return jnp.clip((latent + rho * (1 + alpha) * sign) / (1 + rho), -1, 1)
 
     solver = inner_solvers.closed_form(quantise, tilted=True)
-    got = latent_gradient(solver, nudged(tilt=past_zero, centred=False)) / SLOPES
+    got = latent_gradient(solver, nudged_by_element(past_zero, one_sided(1.0))) / SLOPES
     np.testing.assert_allclose(got, expected, atol=1e-4)
