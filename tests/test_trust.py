@@ -8,10 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bilevel
 from bilevel import hypergradients, inner_solvers
+from bilevel.hypergradients.certificate import REASONS
 from bilevel.hypergradients.stencils import centred, one_sided, richardson
 
 NUM_TRAIN, NUM_VALIDATION, DIM = 60, 40, 12
@@ -329,3 +331,31 @@ def test_a_small_leaf_that_is_not_solved_beside_a_large_one():
     for of_large in (0.0, 0.06, 0.25):
         assert trusted(of_large, 0.0)
         assert not trusted(of_large, 0.015)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_solution_at_the_origin_is_trusted(start: float):
+    """It has no size that its error could be relative to; the gradient is 1."""
+    for objective in (
+        lambda w, x, b: (w - x) ** 2,
+        lambda w, x, b: (w - jnp.sin(x)) ** 2 + w**4,
+    ):
+        solve = bilevel.argmin(objective, on_untrustworthy="nan")
+        gradient = jax.grad(lambda x, s=solve: s(start, x)[0])
+        points = jnp.array([0.0, 1e-9, 0.1])
+        for got in (jax.jit(gradient)(0.0), jax.vmap(gradient)(points)[0]):
+            np.testing.assert_allclose(got, 1.0, rtol=1e-9)
+
+
+def test_nan_of_a_rule_is_called_nan():
+    """The square root of RMSprop at a gradient of exactly zero."""
+    problem = bilevel.Problem(
+        lambda w, x, b: (w[0] - x) ** 2 + w[1] ** 2, lambda w, x, b: w[0] ** 2 + w[1]
+    )
+    solver = inner_solvers.gradient_descent(optax.rmsprop(0.1), max_steps=400)
+    rule = hypergradients.unrolled()
+    evaluate = bilevel.value_and_hypergradient(problem, solver, rule)
+    out = jax.jit(evaluate)(jnp.zeros(2), 1.0)
+    assert bool(jnp.isnan(out.gradient))
+    assert not bool(out.info.trustworthy)
+    assert "NaN" in REASONS[int(out.info.reason)]

@@ -9,22 +9,22 @@ import numpy as np
 
 from bilevel.experiments.progress import progress
 from bilevel.experiments.run_folder import Run
-from bilevel.problem import Batches, Samples, Solver
+from bilevel.problem import Batches, Info, Samples, Solver, State
 from bilevel.run import Callback
 from bilevel.run import run as run_solver
 
 
 def train(
     run: Run,
-    solver: Solver,
-    state: Any,
+    solver: Solver[State, Info],
+    state: State,
     samples: Samples | Batches,
     *,
     num_steps: int,
     chunk_size: int = 10,
     metric: str | None = "value",
     callbacks: Sequence[Callback] = (),
-) -> Any:
+) -> State:
     """Makes steps until there are `num_steps`, from where the run was.
 
     Every step is logged with the scalar fields of its info; after every chunk the state

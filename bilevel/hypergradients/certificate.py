@@ -154,6 +154,8 @@ def _failed_already(result: Pullback, solved: Solved) -> Certificate:
     is_minimum = solved.problem.solver.structure == "positive_definite"
     if info.positive_definite is not None and is_minimum:
         reason = jnp.where(info.positive_definite, reason, CURVATURE)
+    has_nan = jnp.isnan(trees.norm(result.cotangent)) & (reason == _NONE)
+    reason = jnp.where(has_nan, _NAN, reason)
     nan = jnp.full((), jnp.nan, trees.real_dtype(solved.inner))
     return Certificate(nan, jnp.zeros((), bool), reason)
 

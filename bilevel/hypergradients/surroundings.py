@@ -249,4 +249,7 @@ def _change(inner: Tree, newton: Tree, blur: Tree, turn: jax.Array) -> jax.Array
         return ratio(moved + blurred, jnp.where(is_zero, whole, size))
 
     changes = jax.tree.leaves(jax.tree.map(of_leaf, inner, newton, blur))
-    return jnp.max(jnp.stack(changes))
+    # A solution that is the origin, as far as numbers tell it from the origin, has no
+    # size that an error could be relative to.
+    is_origin = (whole == 0) & (trees.norm(newton) <= trees.norm(blur))
+    return jnp.where(is_origin, 0, jnp.max(jnp.stack(changes)))

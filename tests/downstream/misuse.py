@@ -49,7 +49,7 @@ gradient = report.gradients  # error: reportAttributeAccessIssue
 residual = report.info.residual  # error: reportAttributeAccessIssue
 state, history = bilevel.run(
     solvers.two_loop(PROBLEM, outer_optimizer=optax.sgd(0.1)),
-    None,
+    None,  # error: reportArgumentType
     bilevel.Batches(),
     num_steps=1.5,  # error: reportArgumentType
 )
