@@ -48,6 +48,7 @@ def proxquant(
     Source: Bai, Wang, Liberty 2019, arXiv:1810.00861, algorithm 1, equations 8 and 11.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from bilevel import number_formats
         >>> q = proxquant(number_formats.binary(), 0.25)
         >>> at = At(jnp.zeros((), jnp.int32))
