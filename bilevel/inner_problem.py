@@ -239,7 +239,12 @@ def bind(
         has_aux: the objective returns auxiliary output.
         functions: more functions of the user's, those of a rule.
         initial: `(outer, batch) -> inner`, or None.
+
+    Raises:
+        ValueError: two functions of one name: one would be called in place of the
+            other.
     """
+    _require_names([f.name for f in (*solver.functions, *functions)])
     parameters = Parameters(outer, batch, {})
     explicit, parameters = bind_objective("objective", objective, inner, parameters)
     bound = {}
@@ -281,6 +286,17 @@ def bind_objective(
     return explicit, _with_constants(parameters, name, constants)
 
 
+def _require_names(names: list[str]) -> None:
+    taken = [*names, "objective", "outer_objective", "initial"]
+    twice = sorted({name for name in taken if taken.count(name) > 1})
+    if twice:
+        raise ValueError(
+            "the functions of an inner solver and of a rule must have names of their "
+            f"own, other than objective, outer_objective and initial; got {twice} "
+            "more than once. Rename one of them (UserFunction.name)."
+        )
+
+
 def _with_constants(
     parameters: Parameters, name: str, constants: list[Any]
 ) -> Parameters:
@@ -313,12 +329,6 @@ def _bound(
         return out if made is None else lambda *rest: inside[0](out, *rest)
 
     return bound, constants
-
-
-def everything(parameters: Parameters) -> Differentiated:
-    """All floating-point leaves of the parameters as differentiated."""
-    floats, merge = trees.split_floats(parameters)
-    return Differentiated(floats, merge)
 
 
 def perturbed(parameters: Parameters, flags: Sequence[bool]) -> Differentiated:
@@ -355,6 +365,11 @@ def perturbed(parameters: Parameters, flags: Sequence[bool]) -> Differentiated:
         return jax.tree.unflatten(treedef, merged)
 
     return Differentiated([leaves[i] for i in places], build)
+
+
+def stationarity(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
+    """dG/dw, the optimality map of solvers of smooth problems."""
+    return oracle.gradient(inner, parameters)
 
 
 def optimality(

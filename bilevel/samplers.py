@@ -125,9 +125,7 @@ def epochs(data: Tree, batch_size: int, *, indexed: bool = False) -> Sampler:
         first = (draw % size) * batch_size
         place = first + jnp.arange(batch_size, dtype=jnp.uint32)
         passes = (draw // size) * batch_size + place // size
-        index = jax.vmap(lambda p, i: _permuted(jax.random.fold_in(key, p), i, size))(
-            passes, place % size
-        )
+        index = _permuted(key, passes, place % size, size)
         return _batch(data, index.astype(jnp.int32), indexed)
 
     return sample
@@ -137,14 +135,25 @@ _SMALL = 256  # examples
 _ROUNDS = 8
 
 
-def _permuted(key: jax.Array, place: jax.Array, size: int) -> jax.Array:
-    """The number at `place` (`[]` uint32) of a permutation of 0, ..., size - 1."""
+def _permuted(
+    key: jax.Array, passes: jax.Array, place: jax.Array, size: int
+) -> jax.Array:
+    """The numbers at the places `[B]` of the passes `[B]`, all uint32.
+
+    A batch is no larger than a pass, so that it meets two of them at most.
+    """
+    own = jax.vmap(lambda p: jax.random.fold_in(key, p))(
+        passes[0] + jnp.arange(2, dtype=jnp.uint32)
+    )
+    which = (passes != passes[0]).astype(jnp.int32)
     if size <= _SMALL:
-        return jax.random.permutation(key, size)[place].astype(jnp.uint32)
+        orders = jax.vmap(lambda k: jax.random.permutation(k, size))(own)
+        return orders[which, place].astype(jnp.uint32)
     # On pairs (left, right) of a rectangle that just holds all numbers.
     width = math.isqrt(size - 1) + 1
     height = -(-size // width)
-    keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+    bits = jax.vmap(lambda k: jax.random.bits(k, (_ROUNDS,), jnp.uint32))(own)
+    keys = bits[which].T  # [rounds, B]
 
     def shuffle(number: jax.Array) -> jax.Array:
         left, right = number % width, number // width
@@ -155,7 +164,10 @@ def _permuted(key: jax.Array, place: jax.Array, size: int) -> jax.Array:
 
     # The few numbers that leave the range walk on until they are back in it.
     number, _ = iterate_until(
-        shuffle, shuffle(place), lambda n: n < size, max_steps=2**31 - 1
+        lambda n: jnp.where(n < size, n, shuffle(n)),
+        shuffle(place),
+        lambda n: jnp.all(n < size),
+        max_steps=2**31 - 1,
     )
     return number
 

@@ -119,6 +119,11 @@ CASES = {
         lambda c: {"implicit": implicit(preconditioner=about_inverse(c))},
         closes=True,
     ),
+    "nudge": Case(
+        lambda c: DESCENT,
+        lambda c: {"nudged": nudged(1e-3 * c)},
+        closes=True,
+    ),
     "tilt": Case(
         lambda c: DESCENT,
         lambda c: {
@@ -303,6 +308,15 @@ def test_functions_that_cannot_be_traced_are_used_as_they_are():
     got = jax.grad(lambda x: outer(solve(jnp.zeros(3), x)[0]))(POINT)
     expected = jax.grad(at_argmin)(POINT, FACTOR)
     np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+def test_functions_of_one_name_are_refused():
+    solver = inner_solvers.fixed_point(lambda w, x, b: 0.5 * (w + x))
+    function = inner_problem.UserFunction("mapping", lambda: 1.0, lambda *_: ())
+    rule = implicit()._replace(functions=(function,))
+    solve = bilevel.argmin(lambda w, x, b: objective(w, x, 1.0), solver, rule)
+    with pytest.raises(ValueError, match=r"names of their own.*got \['mapping'\]"):
+        solve(jnp.zeros(3), POINT)
 
 
 # Structures.

@@ -19,6 +19,7 @@ from bilevel.hypergradients.base import (
 )
 from bilevel.hypergradients.rule import Hypergradient
 from bilevel.hypergradients.stencils import Stencil
+from bilevel.inner_problem import UserFunction
 from bilevel.inner_solvers import driver
 from bilevel.iteration import iterate
 from bilevel.trees import Tree
@@ -89,8 +90,10 @@ def nudged(
             "nudged_by_element(tilt)."
         )
     _require_real(chosen)
+    # Its size may be a value that is being differentiated, or traced.
+    size = UserFunction("beta", lambda: chosen.beta, lambda *_: ())
     pullback = partial(_pullback, chosen, linearised, normalise, side_by_side)
-    return Hypergradient("nudged", pullback)
+    return Hypergradient("nudged", pullback, functions=(size,))
 
 
 def _require_real(stencil: Stencil) -> None:
@@ -118,6 +121,9 @@ def _pullback(
             "constraints of this inner solver do not appear: expected a solver "
             "without multipliers, or another rule, hypergradients.implicit() say."
         )
+    parameters = solved.differentiated.parameters()
+    beta = solved.problem.oracle.functions["beta"](parameters)
+    stencil = stencil._replace(beta=beta)
     nudge = (_linear_nudge if linearised else _full_nudge)(solved, outer_objective)
     size = nudge.size if normalise else jnp.ones_like(nudge.size)
     return _contrast(solved, nudge, stencil, size, side_by_side)

@@ -24,6 +24,7 @@ __all__ = [
     "Stencil",
     "centred",
     "contour",
+    "needs_free",
     "nodes",
     "of_order",
     "one_sided",

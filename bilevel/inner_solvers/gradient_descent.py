@@ -10,7 +10,13 @@ import optax
 
 from bilevel import checks, closures, trees
 from bilevel.derivatives import Oracle
-from bilevel.inner_problem import InnerSolver, Parameters, StepInfo, UserFunction
+from bilevel.inner_problem import (
+    InnerSolver,
+    Parameters,
+    StepInfo,
+    UserFunction,
+    stationarity,
+)
 from bilevel.inner_solvers.driver import check_limits
 from bilevel.trees import Tree
 
@@ -98,7 +104,7 @@ def gradient_descent(
     return InnerSolver(
         init=init,
         step=step,
-        optimality=_gradient,
+        optimality=stationarity,
         structure="positive_definite",
         max_steps=max_steps,
         rtol=rtol,
@@ -117,7 +123,3 @@ def _require_no_search(update: Callable[..., Any], arguments: tuple[Any, ...]) -
             "one or the other: make what it closes over part of the outer variable or "
             "plain numbers, or take an optimiser without a line search."
         )
-
-
-def _gradient(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
-    return oracle.gradient(inner, parameters)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bilevel import checks, trees
 from bilevel.derivatives import Oracle, hvp
-from bilevel.inner_problem import InnerSolver, Parameters, StepInfo
+from bilevel.inner_problem import InnerSolver, Parameters, StepInfo, stationarity
 from bilevel.inner_solvers.driver import check_limits
 from bilevel.iteration import iterate_until
 from bilevel.linear_solvers.cg import Settings, conjugate_gradients
@@ -112,17 +112,13 @@ def newton(
     return InnerSolver(
         init=init,
         step=step,
-        optimality=_gradient,
+        optimality=stationarity,
         structure="positive_definite",
         max_steps=max_steps,
         rtol=rtol,
         reverse_differentiable=False,
         escape=partial(_escape, max_cg_steps=max_cg_steps),
     )
-
-
-def _gradient(oracle: Oracle, inner: Tree, parameters: Parameters) -> Tree:
-    return oracle.gradient(inner, parameters)
 
 
 class _Direction(NamedTuple):

@@ -1,7 +1,6 @@
 """Quantisers on trees of parameters: init, apply, final, project, advance."""
 
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 
 from bilevel.known import known
 from bilevel.number_formats import NumberFormat
+from bilevel.problem import stream
 from bilevel.quantized.channels import channel_axes
 from bilevel.quantized.quantizer import (
     At,
@@ -214,7 +214,7 @@ def _key_of(key: jax.Array | None, path: str) -> jax.Array | None:
     """A key for each path: two quantisers of one tree must not draw the same."""
     if key is None:
         return None
-    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return stream(key, path)
 
 
 def _chosen(params: Tree, where: Where) -> dict[str, jax.Array]:
