@@ -126,8 +126,7 @@ def block_coordinate(
             UserFunction("step_size", lambda: length, lambda *_: ()),
             *(
                 UserFunction(f"update {name}", entry_update, partial(example, name))
-                for block in blocks
-                for name in block
+                for name in dict.fromkeys(name for block in blocks for name in block)
             ),
         ),
     )
