@@ -55,8 +55,8 @@ class HypergradientInfo(NamedTuple):
     Attributes:
         inner: of the inner solve: residual, steps, convergence, aux.
         pullback: of the rule: adjoint residual, steps, curvature, bias.
-        error: estimated error relative to |dF/dx| + |J' u|; nan if no estimate could
-            be made, None (unchecked) with `certify=False`.
+        error: estimated error relative to |dF/dx| + |J' u|; inf where none can be
+            estimated, as `reason` says; None (unchecked) with `certify=False`.
         trustworthy: `error` is certified to be at most `rtol`; None (unchecked) with
             `certify=False`.
         reason: `[]` int32, the index in `hypergradients.certificate.REASONS` of the

@@ -359,3 +359,59 @@ def test_nan_of_a_rule_is_called_nan():
     assert bool(jnp.isnan(out.gradient))
     assert not bool(out.info.trustworthy)
     assert "NaN" in REASONS[int(out.info.reason)]
+
+
+@pytest.mark.parametrize("x", [0.01, 0.02, 0.05])
+@pytest.mark.parametrize("beside", [0, 3, 2000])
+def test_rounding_inside_of_the_inner_objective(x: float, beside: int):
+    """dG/dw is exactly zero on the stairs that 1e5 makes of w: steps of 1/128."""
+
+    def objective(w: dict, x: jax.Array, _: object) -> jax.Array:
+        far = (w["far"] + 1e5) - (x + 1e5)
+        return far**2 + jnp.sum((w["near"] - x) ** 2)
+
+    evaluate = jax.jit(
+        bilevel.value_and_hypergradient(
+            bilevel.Problem(objective, lambda w, x, _: w["far"] ** 2)
+        )
+    )
+    start = {"far": jnp.zeros((), "float32"), "near": jnp.zeros(beside, "float32")}
+    report = evaluate(start, jnp.float32(x))
+    error = abs(float(report.gradient) - 2 * x) / (2 * x)
+    assert not bool(report.info.trustworthy)
+    assert error > 1e-2
+    assert "rounding inside of G" in REASONS[int(report.info.reason)]
+    assert float(report.info.error) == np.inf
+
+
+def test_a_narrower_dtype_inside_of_the_inner_objective():
+    """bfloat16 of float32 parameters: the Hessian's products are no more accurate."""
+
+    def objective(w: jax.Array, x: jax.Array, _: object) -> jax.Array:
+        narrow = w.astype(jnp.bfloat16) - x.astype(jnp.bfloat16)
+        return jnp.sum(narrow.astype(jnp.float32) ** 2)
+
+    x = jnp.array([0.05, 0.3, 0.7], jnp.float32)
+    report = bilevel.value_and_hypergradient(
+        bilevel.Problem(objective, lambda w, x, _: jnp.sum(w**2))
+    )(jnp.zeros(3, "float32"), x)
+    assert not bool(report.info.trustworthy)
+    assert "narrower dtype" in REASONS[int(report.info.reason)]
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_cannot_be_estimated_is_inf_and_stops_no_search_for_nan(jit: bool):
+    """At a saddle the comparison has no meaning, however small the number it gives."""
+
+    def saddle(w: jax.Array, x: jax.Array, _: object) -> jax.Array:
+        return w[0] ** 2 - w[1] ** 2 + x * w[0]
+
+    evaluate = bilevel.value_and_hypergradient(
+        bilevel.Problem(saddle, lambda w, x, _: jnp.sum(w**2) + w[0]),
+        inner_solvers.closed_form(lambda w, x, _: jnp.stack([-x / 2, 0.0 * x])),
+    )
+    with jax.debug_nans(True):
+        report = (jax.jit(evaluate) if jit else evaluate)(jnp.zeros(2), jnp.ones(()))
+    assert "not positive definite" in REASONS[int(report.info.reason)]
+    assert not bool(report.info.trustworthy)
+    assert float(report.info.error) == np.inf

@@ -37,8 +37,8 @@ class Certificate(NamedTuple):
     """What is known of the error of a hypergradient; scalars.
 
     Attributes:
-        error: its estimated error, relative to |dF/dx| + |J' u|; nan if no estimate
-            could be made.
+        error: its estimated error, relative to |dF/dx| + |J' u|; inf where none can be
+            estimated, as `reason` says.
         trustworthy: the error, with a margin for the estimate, is at most `rtol`.
         reason: `[]` int32, the index in `REASONS` of the first test that failed; 0 if
             none did.
@@ -51,7 +51,8 @@ class Certificate(NamedTuple):
 
 REASONS = (
     "no test failed",
-    "the rule's own linear solve, or nudged solve, ended at its cap",
+    "the rule's own linear solve, or nudged solve, did not reach its tolerance: it "
+    "ended at its cap, or at rounding (is a narrower dtype computed in than w has?)",
     "the Hessian is not positive definite: the solution is no strict minimum, or it is "
     "one of many (an over-parametrised model, softmax with free biases: damp it, "
     "linear_solvers.cg(damping=...)); or a preconditioner is not",
@@ -60,6 +61,9 @@ REASONS = (
     "the inner solution, which the cotangent depends on, is not accurate enough",
     "the estimated error, times a margin of 3, exceeds rtol",
     "a NaN, or an overflow",
+    "dG/dw does not move with w as its Hessian says: rounding inside of G hides the "
+    "solution (much larger numbers are added and subtracted again, or a narrower dtype "
+    "is computed in than w has)",
 )
 """Why a gradient is untrustworthy, by `Certificate.reason`."""
 (
@@ -71,6 +75,7 @@ REASONS = (
     _INNER,
     _ERROR,
     _NAN,
+    _STAIRS,
 ) = range(len(REASONS))
 
 
@@ -156,8 +161,8 @@ def _failed_already(result: Pullback, solved: Solved) -> Certificate:
         reason = jnp.where(info.positive_definite, reason, CURVATURE)
     has_nan = jnp.isnan(trees.norm(result.cotangent)) & (reason == _NONE)
     reason = jnp.where(has_nan, _NAN, reason)
-    nan = jnp.full((), jnp.nan, trees.real_dtype(solved.inner))
-    return Certificate(nan, jnp.zeros((), bool), reason)
+    unknown = jnp.full((), jnp.inf, trees.real_dtype(solved.inner))
+    return Certificate(unknown, jnp.zeros((), bool), reason)
 
 
 class _Turn(NamedTuple):
@@ -187,6 +192,7 @@ def _turn(
     failures = (
         (CURVATURE, ~is_positive),
         (_NAN, jnp.isnan(error)),
+        (_STAIRS, ~around.follows),
         (_UNSOLVED, ~(around.is_solved & there.is_solved)),
         (_SOLVES, ~(around.systems.converged & there.converged)),
         (_INNER, ~(change <= rtol) & needs_inner),
@@ -195,10 +201,13 @@ def _turn(
     reason = jnp.asarray(_NONE, jnp.int32)
     for code, failed in reversed(failures):
         reason = jnp.where(failed, code, reason)
+    # The estimate supposes that all but the last two tests are passed.
+    is_estimate = (reason == _NONE) | (reason == _INNER) | (reason == _ERROR)
     # How v itself would change is not known; it changes with w.
     is_given = outer_objective.gradient is None
     reported = jnp.maximum(error, change) if is_given else error
     # w and x may have different dtypes; the report has that of w.
+    reported = jnp.where(is_estimate, reported, jnp.inf)
     reported = reported.astype(trees.real_dtype(solved.inner))
     certificate = Certificate(reported, reason == _NONE, reason)
     # What moves w too far can make any test fail; the same noise for all leaves is too

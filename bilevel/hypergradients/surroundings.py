@@ -29,6 +29,7 @@ from bilevel.trees import Tree
 _ROUNDING_UNITS = 0.8
 _SMALL = 1000  # inner variables
 _STEPS = 12  # of the random solve, at least
+_DEVIATION = math.sqrt(1 / 3 + 0.3 + 0.3**2)  # of numbers uniform in +-[0.3, 1.3]
 
 
 class Precision(IntEnum):
@@ -42,6 +43,10 @@ class Precision(IntEnum):
 # The Newton step stops at the rounding error, which is a few times smaller than what
 # inner solvers end at.
 _COARSE = 4.0
+# Whether dG/dw follows a move of w is tried at so many times the rounding of w, and it
+# follows if it moves by this share of what its linearisation says.
+_TRIED = 8.0
+_FOLLOWS = 0.25
 
 
 class Surroundings(NamedTuple):
@@ -56,6 +61,7 @@ class Surroundings(NamedTuple):
         rounding: `[]`, what the norm of `left` is at most if w - newton is a solution.
         is_solved: `[]` bool, the Newton step has made dG/dw small.
         is_converged: `[]` bool, there is nothing but rounding left to solve.
+        follows: `[]` bool, dG/dw moves with w as its linearisation says.
         change: `[]`, the relative error of w, that of the worst leaf.
         turn: `[]`, the `Precision` of all this.
         smallest: `[]`, about the smallest eigenvalue of H, or less.
@@ -72,6 +78,7 @@ class Surroundings(NamedTuple):
     rounding: jax.Array
     is_solved: jax.Array
     is_converged: jax.Array
+    follows: jax.Array
     change: jax.Array
     turn: jax.Array
     smallest: jax.Array
@@ -94,14 +101,14 @@ def look_around(
         result: of the rule: its damping, preconditioner and number of steps are used.
         turn: `[]` int32, the lowest `Precision` to look with.
 
-    Cost: a linear solve, another as far as w is not solved to rounding, and about 5 g.
+    Cost: a linear solve, another as far as w is not solved to rounding, and about 6 g.
     """
     inner, values = solved.inner, solved.differentiated.values
     residual = optimality(solved.problem, solved.differentiated)
     gap = residual(inner, values)
     linear = linearise(solved, result)
     random = _random_like(inner)
-    noise = _noise(linear, inner, random, turn)
+    noise, rounding = _noise(linear, inner, random, turn)
     size, count = trees.norm(noise), sum(x.size for x in jax.tree.leaves(inner))
     is_coarse = (turn == Precision.COARSE) & (trees.norm(gap) <= _COARSE * size)
     turn = jnp.where(is_coarse, turn, jnp.maximum(turn, Precision.ISOTROPIC))
@@ -135,20 +142,25 @@ def look_around(
         luck = expected / jnp.where(length > 0, length, jnp.inf)
         stretch = jnp.where(luck > 1, luck, 1)
         blur = trees.scale(stretch, blur)
+    tried = trees.sub(gap, residual(trees.axpy(-_TRIED, blur, inner), values))
+    pushed = trees.scale(stretch, noise) if linear.is_definite else linear.apply(blur)
+    along = blur if linear.is_definite else pushed
+    follows = _follows(tried, pushed, blur, along, result.damping, rounding)
     # The two moves must not cancel.
     blur = trees.scale(jnp.where(trees.dot(newton, blur) < 0, -1, 1), blur)
     better = trees.sub(inner, trees.add(newton, blur))
     # The move by `blur` alone leaves a dG/dw of stretch * size.
-    left, rounding = residual(better, values), 16 * stretch * size
+    left, allowed = residual(better, values), 16 * stretch * size
     return Surroundings(
         inner=inner,
         better=better,
         newton=newton,
         blur=blur,
         left=left,
-        rounding=rounding,
-        is_solved=trees.norm(left) <= 0.1 * trees.norm(gap) + rounding,
+        rounding=allowed,
+        is_solved=trees.norm(left) <= 0.1 * trees.norm(gap) + allowed,
         is_converged=trees.norm(gap) <= 10 * size / taken,
+        follows=follows,
         change=_change(inner, newton, blur, turn),
         turn=turn,
         smallest=smallest,
@@ -186,30 +198,34 @@ def _smallest(
 
 
 def _random_like(tree: Tree) -> tuple[Tree, Tree, Tree]:
-    """Three trees of random numbers of variance one, always the same.
+    """Three trees of random numbers of variance one and none near 0, always the same.
 
-    Uniform and drawn at once, since most of a draw is program text.
+    Drawn at once, since most of a draw is program text.
     """
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    width = math.sqrt(3.0)
     draws = [
-        jax.random.uniform(k, (3, *x.shape), x.dtype, -width, width)
+        jax.random.uniform(k, (3, *x.shape), x.dtype, -1, 1)
         for k, x in zip(keys, leaves, strict=True)
     ]
+    # A scalar leaf must not be left out by bad luck.
+    draws = [(d + jnp.where(d < 0, -0.3, 0.3)) / _DEVIATION for d in draws]
     first, second, third = (treedef.unflatten([d[i] for d in draws]) for i in range(3))
     return first, second, third
 
 
 def _noise(
     linear: Linearised, inner: Tree, random: tuple[Tree, Tree, Tree], turn: jax.Array
-) -> Tree:
+) -> tuple[Tree, Tree]:
     """A random vector of the size of the rounding errors of the optimality map.
 
     A applied to w with random factors has the size of the terms that cancel in A w; of
     two draws the larger counts, since one may cancel by chance.  In the first turns the
     vector is isotropic, so that it has a component along every direction, in the last
     every leaf has a size of its own.
+
+    Returns:
+        The vector, and leaf by leaf the norm of the rounding errors.
     """
     z, *factors = random
     first, second = (
@@ -221,12 +237,51 @@ def _noise(
     tiny = jnp.finfo(whole.dtype).tiny * 1e8
     whole = jnp.maximum(units * whole, tiny)
 
-    def scaled(r: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        own = jnp.maximum(trees.norm(a), trees.norm(b)) / jnp.maximum(trees.norm(r), 1)
-        own = jnp.maximum(units * own, 1e-6 * tiny)
-        return (r * jnp.where(turn == Precision.LEAFWISE, own, whole)).astype(r.dtype)
+    own = jax.tree.map(
+        lambda a, b: units * jnp.maximum(trees.norm(a), trees.norm(b)), first, second
+    )
 
-    return jax.tree.map(scaled, z, first, second)
+    def scaled(r: jax.Array, size: jax.Array) -> jax.Array:
+        length = trees.norm(r)  # 0 of a leaf without elements
+        size = jnp.maximum(size / jnp.where(length > 0, length, 1), 1e-6 * tiny)
+        return (r * jnp.where(turn == Precision.LEAFWISE, size, whole)).astype(r.dtype)
+
+    return jax.tree.map(scaled, z, own), own
+
+
+def _follows(
+    tried: Tree, pushed: Tree, blur: Tree, along: Tree, damping: float, rounding: Tree
+) -> jax.Array:
+    """Whether dG/dw moves with w as its linearisation A says, beyond its rounding.
+
+    Rounding inside of G, of numbers far larger than w, makes dG/dw a staircase: it may
+    be zero exactly wherever an inner solver stopped.  The linearisation knows nothing
+    of the steps.
+
+    Args:
+        tried: dG/dw at w, less that at w - `_TRIED` blur.
+        pushed: A blur, to be compared with it.
+        blur: the move of w.
+        along: the direction in which the two are compared.  Along `blur` itself A blur
+            is known without a product with A, even where a solve was cut short: CG ends
+            where what is left is perpendicular to its solution.
+        damping: what A has and dG/dw has not.
+        rounding: the size of the rounding errors of dG/dw, leaf by leaf.
+    """
+    length, size = trees.norm(along), trees.norm(blur)
+    direction = trees.over(along, length)
+    said = trees.dot(direction, trees.over(pushed, size))
+    found = trees.dot(direction, trees.over(tried, size)) / _TRIED
+    if damping:
+        found = found + damping * trees.dot(direction, trees.over(blur, size))
+
+    def stands_still(t: jax.Array, p: jax.Array, r: jax.Array) -> jax.Array:
+        return (trees.norm(t) == 0) & (_TRIED * trees.norm(p) > 4 * r)
+
+    still = jax.tree.map(stands_still, tried, pushed, rounding)
+    stuck = jnp.any(jnp.stack(jax.tree.leaves(still)))
+    # Written so that an overflow is no staircase.
+    return ~(found < _FOLLOWS * said) & ~stuck
 
 
 def _change(inner: Tree, newton: Tree, blur: Tree, turn: jax.Array) -> jax.Array:

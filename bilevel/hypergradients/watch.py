@@ -1,5 +1,6 @@
 """How an untrustworthy gradient shows under `jax.grad`: as a warning, or as NaN."""
 
+import math
 import sys
 import threading
 import warnings
@@ -74,7 +75,7 @@ def _warn(reason: int, error: float, trust: Trust, rule: str) -> None:
         times = _SEEN[trust.place, rule, reason]
     if str(times).strip("0") != "1":
         return
-    estimate = "not estimated" if error != error else f"estimated as {error:.1e}"
+    estimate = "not estimated" if math.isinf(error) else f"estimated as {error:.1e}"
     again = "" if times == 1 else f" (for the {times}th time)"
     message = (
         f"untrustworthy gradient through an argmin ({rule} rule){again}: "
