@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from bilevel import compiled, hypergradients, inner_solvers, trees
 from bilevel.argument_checks import (
@@ -91,10 +92,12 @@ def value_and_hypergradient(
             Without it `error`, `trustworthy` and `reason` are None: unchecked.
 
     Returns:
-        `evaluate(inner0, outer, batches=Batches(), warm_start=None)`, which returns a
-        `HypergradientResult`.  It can be transformed further; `jax.jacfwd` of the
-        gradient is the outer Hessian.  Where `problem.initial` is given, `inner0` is
-        None.
+        `evaluate(inner0, outer, batches=Batches(), warm_start=None, when=True)`, which
+        returns a `HypergradientResult`.  `when`, possibly traced, says whether this one
+        is certified, if `certify`; where it is False, `reason` is
+        `hypergradients.certificate.UNCHECKED`, whatever `trustworthy` says.  The result
+        can be transformed further; `jax.jacfwd` of the gradient is the outer Hessian.
+        Where `problem.initial` is given, `inner0` is None.
 
     Raises:
         ValueError: (when traced) variables that are not floating point, objectives that
@@ -116,7 +119,11 @@ def value_and_hypergradient(
     check_settings(rtol, "ignore")
 
     def evaluate(
-        inner0: Tree, outer: Tree, batches: Batches = Batches(), warm_start: Any = None
+        inner0: Tree,
+        outer: Tree,
+        batches: Batches = Batches(),
+        warm_start: Any = None,
+        when: jax.Array | bool = True,
     ) -> HypergradientResult:
         trees.require_float(outer, "outer")
         outer = trees.as_arrays(outer)
@@ -153,13 +160,13 @@ def value_and_hypergradient(
             inner0,
             Parameters(outer, batches.outer, {}),
         )
-        settings = (
+        settings = _Settings(
             rule,
             problem.outer_has_aux,
             default_rtol(rtol, inner0) if certify else None,
         )
         call = compiled.program(
-            functools.partial(_evaluate, lower, function, *settings),
+            functools.partial(_evaluate, lower, function, settings),
             [
                 (lambda w, both: lower.objective(w, both[0]), problem.inner_has_aux),
                 (lambda w, both: function(w, both[1]), problem.outer_has_aux),
@@ -168,7 +175,7 @@ def value_and_hypergradient(
             inner0,
             (parameters, of_outer),
         )
-        return call(inner0, (parameters, of_outer), warm_start)
+        return call(inner0, (parameters, of_outer), warm_start, jnp.asarray(when))
 
     return evaluate
 
@@ -186,17 +193,23 @@ def _initial(problem: Problem, inner0: Tree, outer: Tree, batch: Any) -> Tree:
     return checked_inner(jax.lax.stop_gradient(problem.initial(outer, batch)))
 
 
+class _Settings(NamedTuple):
+    rule: Hypergradient
+    has_aux: bool
+    rtol: float | None  # None: certify nothing
+
+
 def _evaluate(
     lower: InnerProblem,
     function: Callable[[Tree, Parameters], Any],
-    rule: Hypergradient,
-    has_aux: bool,
-    rtol: float | None,
+    settings: _Settings,
     inner0: Tree,
     parameters: tuple[Parameters, Parameters],
     warm_start: Any,
+    when: jax.Array,
 ) -> HypergradientResult:
-    """One hypergradient; certified if `rtol` is given."""
+    """One hypergradient; certified if `rtol` is given, `when` that is wanted."""
+    rule, has_aux, rtol = settings
     of_inner, of_outer = parameters
     outer = of_inner.outer
     differentiated = Differentiated(
@@ -233,7 +246,7 @@ def _evaluate(
     assert_pullback(result, solved)
     report = (None, None, None)
     if rtol is not None:
-        report = certificate.certify(solved, told, result, rtol)
+        report = certificate.certify(solved, told, result, rtol, when=when)
     inner = lower.restrict(solved.inner)
     info = info._replace(aux=lower.oracle.aux(inner, of_inner))
     return HypergradientResult(

@@ -64,6 +64,7 @@ REASONS = (
     "dG/dw does not move with w as its Hessian says: rounding inside of G hides the "
     "solution (much larger numbers are added and subtracted again, or a narrower dtype "
     "is computed in than w has)",
+    "unchecked: nobody looked at this one",
 )
 """Why a gradient is untrustworthy, by `Certificate.reason`."""
 (
@@ -76,6 +77,7 @@ REASONS = (
     _ERROR,
     _NAN,
     _STAIRS,
+    UNCHECKED,
 ) = range(len(REASONS))
 
 
@@ -93,6 +95,7 @@ def certify(
     rtol: float,
     *,
     forward: bool = False,
+    when: jax.Array | bool = True,
 ) -> Certificate:
     """Estimates the error of a hypergradient against the derivative of the argmin.
 
@@ -108,6 +111,8 @@ def certify(
         forward: `result` is a tangent dw = A^-1 b in place of a pull-back: `cotangent`
             and `adjoint` are dw, the cotangent v is b, and the error is relative to
             |dw|.
+        when: `[]` bool, possibly traced; where it is False nothing is computed, and
+            `reason` is `UNCHECKED`.
 
     Returns:
         A `Certificate`.  Cost: one linear solve for a random right-hand side, two more
@@ -126,8 +131,9 @@ def certify(
         adjoint=jax.lax.stop_gradient(result.adjoint),
     )
     start = _failed_already(result, solved)
+    start = start._replace(reason=jnp.where(when, start.reason, UNCHECKED))
 
-    # None where the rule has failed; a loop, so that the comparison is compiled once.
+    # A loop, of no turn where the rule has failed: the comparison is compiled once.
     def step(s: _Search) -> _Search:
         report = _turn(solved, outer_objective, result, rtol, s.turn, forward)
         return _Search(report.certificate, report.turn + 1, report.again)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import hypergradients, inner_solvers, trees
+from bilevel import checks, hypergradients, inner_solvers, trees
 from bilevel.hypergradients import Hypergradient
 from bilevel.inner_solvers import InnerSolver
 from bilevel.problem import Batches, Problem, Samples, Solver, as_samples, stream
@@ -49,9 +49,12 @@ class TwoLoopInfo(NamedTuple):
         adjoint_steps: `[]` int32.
         positive_definite: no negative curvature was met by the adjoint solve; None for
             a rule that does not look at curvature.
-        error: estimated relative error of the hypergradient; None (unchecked) with
+        checked: whether this hypergradient was certified; where it was not, the next
+            three say nothing, and are inf, False and
+            `hypergradients.certificate.UNCHECKED`.  All four are None with
             `certify=False`.
-        trustworthy: see `bilevel.value_and_hypergradient`; None likewise.
+        error: estimated relative error of the hypergradient.
+        trustworthy: see `bilevel.value_and_hypergradient`.
         reason: the test that failed, likewise.
         aux: the auxiliary output of the outer objective.
     """
@@ -64,6 +67,7 @@ class TwoLoopInfo(NamedTuple):
     adjoint_relative_residual: jax.Array | None
     adjoint_steps: jax.Array
     positive_definite: jax.Array | None
+    checked: jax.Array | None
     error: jax.Array | None
     trustworthy: jax.Array | None
     reason: jax.Array | None
@@ -79,7 +83,7 @@ def two_loop(
     outer_projection: Callable[[Tree], Tree] | None = None,
     warm_start: bool = True,
     rtol: float | None = None,
-    certify: bool = False,
+    certify: bool | int = False,
 ) -> Solver[TwoLoopState, TwoLoopInfo]:
     """w_t = argmin G(., x_t);  x_(t+1) = optimizer(x_t, dF(w*(x_t), x_t)/dx).
 
@@ -94,9 +98,10 @@ def two_loop(
             instead of at the initial point and at zero.  With `problem.initial` the
             inner solve starts there in any case.
         rtol: see `bilevel.value_and_hypergradient`.
-        certify: estimate the error of every hypergradient; one to three linear solves
-            more an update.  Without it `error`, `trustworthy` and `reason` are None
-            (unchecked), and absent from histories and logs.
+        certify: estimate the error of every hypergradient (True), or of every k-th
+            (k, from the first), for one to three linear solves more.  Without it
+            `error`, `trustworthy` and `reason` are None (unchecked), and absent from
+            histories and logs.
 
     Returns:
         A `Solver`: `init(inner, outer, key) -> TwoLoopState` and
@@ -116,10 +121,11 @@ def two_loop(
         >>> round(float(state.outer), 6)
         0.8
     """
+    period = certify if isinstance(certify, bool) else _period(certify)
     rule = hypergradients.implicit() if hypergradient is None else hypergradient
     solver = inner_solvers.newton() if inner_solver is None else inner_solver
     evaluate = value_and_hypergradient(
-        problem, solver, rule, rtol=rtol, certify=certify
+        problem, solver, rule, rtol=rtol, certify=period > 0
     )
 
     # What a rule starts from is like the unknowns, of which `inner` is a part.
@@ -147,7 +153,8 @@ def two_loop(
             samples.outer(stream(state.key, "outer"), state.step),
         )
         inner0 = state.inner if problem.initial is None else None
-        out = evaluate(inner0, state.outer, batches, state.warm_start)
+        when = state.step % period == 0 if period else jnp.zeros((), bool)
+        out = evaluate(inner0, state.outer, batches, state.warm_start, when)
         updates, outer_state = outer_optimizer.update(
             out.gradient, state.outer_state, state.outer
         )
@@ -170,6 +177,7 @@ def two_loop(
             adjoint_relative_residual=out.info.pullback.relative_residual,
             adjoint_steps=out.info.pullback.num_steps,
             positive_definite=out.info.pullback.positive_definite,
+            checked=when if period else None,
             error=out.info.error,
             trustworthy=out.info.trustworthy,
             reason=out.info.reason,
@@ -178,3 +186,9 @@ def two_loop(
         return new, info
 
     return Solver(init, update)
+
+
+def _period(certify: int) -> int:
+    return checks.count(
+        "two_loop: certify (a bool, or every how many steps)", certify, 1
+    )

@@ -18,6 +18,7 @@ from reference_problems import (
 
 import bilevel
 from bilevel import hypergradients, inner_solvers, solvers
+from bilevel.hypergradients.certificate import REASONS, UNCHECKED
 
 DATA = ridge_data(0)
 START, OUTER = jnp.zeros(3), jnp.array([-0.8, 0.2, -0.3])
@@ -150,6 +151,23 @@ def test_projection_certificate_and_optimizer_state():
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("every", [1, 3])
+def test_every_kth_hypergradient_is_certified(every: int):
+    solver = solvers.two_loop(
+        PROBLEM, outer_optimizer=optax.sgd(0.2), certify=True if every == 1 else every
+    )
+    state = solver.init(START, OUTER, jax.random.key(0))
+    _, history = bilevel.run(solver, state, BATCHES, num_steps=5)
+    looked = np.arange(5) % every == 0
+    np.testing.assert_array_equal(history.checked, looked)
+    np.testing.assert_array_equal(history.trustworthy, looked)
+    np.testing.assert_array_equal(np.isfinite(np.asarray(history.error)), looked)
+    np.testing.assert_array_equal(history.reason, np.where(looked, 0, UNCHECKED))
+    assert "nobody looked" in REASONS[UNCHECKED]
+    with pytest.raises(ValueError, match=r"certify .* got 0"):
+        solvers.two_loop(PROBLEM, outer_optimizer=optax.sgd(0.2), certify=0)
+
+
 def test_aux_of_the_outer_objective_is_reported():
     problem = bilevel.Problem(
         ridge, lambda w, x, b: (readout(w, x, b), {"w": w}), outer_has_aux=True
