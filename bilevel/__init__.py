@@ -10,6 +10,7 @@ from bilevel import hypergradients as hypergradients
 from bilevel import inner_solvers as inner_solvers
 from bilevel import linear_solvers as linear_solvers
 from bilevel import number_formats as number_formats
+from bilevel import preconditioners as preconditioners
 from bilevel import quantized as quantized
 from bilevel import samplers as samplers
 from bilevel import solvers as solvers
@@ -42,6 +43,7 @@ __all__ = [
     "linear_solvers",
     "load_run",
     "number_formats",
+    "preconditioners",
     "quantized",
     "run",
     "samplers",

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
+
 from bilevel import compiled, hypergradients, inner_solvers, trees
 from bilevel.argument_checks import (
     batch_arrays,
@@ -11,10 +13,12 @@ from bilevel.argument_checks import (
     checked_inner,
     default_rtol,
 )
+from bilevel.binding import bind, bind_objective
 from bilevel.hypergradients import Hypergradient, watch
 from bilevel.hypergradients.base import Trust
-from bilevel.inner_problem import Parameters, bind, bind_objective
+from bilevel.inner_problem import Parameters, Preconditioner
 from bilevel.inner_solvers import InnerInfo, InnerSolver
+from bilevel.preconditioners import carried
 from bilevel.problem import Objective
 from bilevel.trees import Tree
 
@@ -31,6 +35,7 @@ def argmin(
     rtol: float | None = None,
     on_untrustworthy: Literal["warn", "nan", "ignore"] = "warn",
     outer_objective: Objective | None = None,
+    preconditioner: Preconditioner | None = None,
 ) -> Solve:
     """w*(x) = argmin over w of G(w, x, batch) as an ordinary differentiable function.
 
@@ -53,6 +58,8 @@ def argmin(
             certificate).  The error is relative to |J' u| here; dF/dx is not known.
         outer_objective: F, `(inner, outer, batch) -> scalar`, for rules that nudge with
             it in full.
+        preconditioner: an approximate inverse of the Hessian, for every solve with it:
+            Newton's, the adjoint one, and those of the certificate.
 
     Returns:
         `solve(inner0, outer, batch=None) -> (inner, info)`; `info` is an `InnerInfo`.
@@ -83,7 +90,12 @@ def argmin(
         arguments = (inner0, outer, batch)
         check_objective(objective, arguments, has_aux, "inner")
         problem, parameters = bind(
-            objective, solver, *arguments, has_aux=has_aux, functions=rule.functions
+            objective,
+            solver,
+            arguments,
+            has_aux=has_aux,
+            functions=rule.functions,
+            preconditioner=preconditioner,
         )
         functions, function = [(problem.objective, has_aux)], None
         if outer_objective is not None:
@@ -95,12 +107,14 @@ def argmin(
         trust = Trust(default_rtol(rtol, inner0), on_untrustworthy, watch.caller())
 
         def program(inner0: Tree, parameters: Parameters) -> tuple[Tree, InnerInfo]:
+            start = jax.lax.stop_gradient(inner0)
+            parameters = carried.before_solve(problem, start, parameters, None)
             solution = rule.attach(rule, problem, function, trust)
             unknowns, info = solution(inner0, parameters)
             inner = problem.restrict(unknowns)
             return inner, info._replace(aux=problem.oracle.aux(inner, parameters))
 
-        settings = ("argmin", solver, rule, tuple(trust))
+        settings = ("argmin", solver, rule, tuple(trust), preconditioner)
         call = compiled.program(program, functions, settings, inner0, parameters)
         return call(inner0, parameters)
 

@@ -36,6 +36,8 @@ class Oracle(NamedTuple):
             the outer objective in full), which a closed-form solver cannot see.
         functions: the other functions of the user's, by name, bound:
             `(parameters, *arguments) -> result`.
+        precondition: `(parameters, r) -> about H^-1 r`; None where there is no
+            preconditioner.
     """
 
     value: Callable[[Tree, Tree], jax.Array]
@@ -45,6 +47,7 @@ class Oracle(NamedTuple):
     tilt: Tree | None = None
     opaque: bool = False
     functions: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+    precondition: Callable[[Any, Tree], Tree] | None = None
 
 
 def oracle(

@@ -2,9 +2,9 @@
 
 A user writes functions of `(inner, outer, batch)` that may close over anything: data, a
 step size, a value that is being differentiated.  A derivative rule must see all of that
-as arguments.  `bind` turns every function, by name, into one of `(parameters, ...)`
-that closes over nothing, and from then on there is one thing that the problem depends
-on, its `Parameters`.
+as arguments.  `binding.bind` turns every function, by name, into one of `(parameters,
+...)` that closes over nothing, and from then on there is one thing that the problem
+depends on, its `Parameters`.
 
 Notation: w is the inner variable, x the outer one, G(w, parameters) the inner objective
 and R(w, parameters) the optimality map, which is zero at the solution: dG/dw, or
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bilevel import closures, derivatives, trees
+from bilevel import closures, trees
 from bilevel.derivatives import Oracle
 from bilevel.trees import Tree
 
@@ -36,11 +36,13 @@ class Parameters(NamedTuple):
         batch: the data, any pytree.
         constants: by the name of each function of the user's, the values that it closes
             over, as a list of arrays.
+        preconditioner: its state, on which no solution depends; None for none.
     """
 
     outer: Tree
     batch: Any
     constants: dict[str, list[Any]]
+    preconditioner: Any = None
 
 
 class UserFunction(NamedTuple):
@@ -151,6 +153,7 @@ class InnerSolver(NamedTuple):
         escape: see `Escape`; the driver goes on from there.  None for a solver that
             does not look.
         unknowns: see `Unknowns`; None where w is all.
+        preconditioned: its steps use `oracle.precondition`.
     """
 
     init: Init
@@ -164,6 +167,59 @@ class InnerSolver(NamedTuple):
     reverse_differentiable: bool = True
     escape: Escape | None = None
     unknowns: Unknowns | None = None
+    preconditioned: bool = False
+
+
+class Pairs(NamedTuple):
+    """Directions p and products H p of a linear solve, the latest last overwritten.
+
+    Attributes:
+        directions: each leaf `[m, *shape]`; rows of zeros where there were fewer.
+        products: likewise.
+    """
+
+    directions: Tree
+    products: Tree
+
+
+class Refresh(Protocol):
+    """Fits the state of a preconditioner to the Hessian at a point."""
+
+    def __call__(
+        self, oracle: Oracle, inner: Tree, parameters: Parameters, state: Any, /
+    ) -> Any:
+        """The new state, of the structure of the old one."""
+        ...
+
+
+class Preconditioner(NamedTuple):
+    """An approximate inverse of the Hessian H = d2G/dw2, with a state.
+
+    It serves every linear solve with H: of the adjoint, of Newton's directions, of
+    nudged problems and of the certificate.  It changes what they cost, not what they
+    solve.  An outer loop carries the state from step to step.
+
+    Attributes:
+        name: as in the literature.
+        init: `inner -> state` before anything is known: `apply` is the identity then.
+            None in place of a state: nothing is carried.
+        refresh: see `Refresh`.
+        apply: `(state, r) -> about H^-1 r`, linear, symmetric and positive definite.
+        every: the state is refreshed at every so many solutions.
+        observe: `(state, Pairs) -> state`, learns from the adjoint solve that has just
+            ended; None for one that does not.
+        num_pairs: how many pairs it wants to see.
+        functions: of the user's, bound with the inner problem.
+    """
+
+    name: str
+    init: Callable[[Tree], Any]
+    refresh: Refresh
+    apply: Callable[[Any, Tree], Tree]
+    every: int = 1
+    observe: Callable[[Any, Pairs], Any] | None = None
+    num_pairs: int = 0
+    functions: tuple[UserFunction, ...] = ()
 
 
 class InnerProblem(NamedTuple):
@@ -175,12 +231,14 @@ class InnerProblem(NamedTuple):
         objective: `(inner, parameters) -> scalar`, or `(scalar, aux)`.
         initial: `parameters -> inner`, where the solver starts, if that is a function
             of x (meta-learning); None where the caller gives it.
+        preconditioner: of H, or None.
     """
 
     solver: InnerSolver
     oracle: Oracle
     objective: Callable[[Tree, Parameters], Any]
     initial: Callable[[Parameters], Tree] | None = None
+    preconditioner: Preconditioner | None = None
 
     def start(self, inner0: Tree, parameters: Parameters) -> Tree:
         """Where the solver starts: unknowns."""
@@ -215,120 +273,6 @@ class Differentiated(NamedTuple):
     def parameters(self) -> Parameters:
         """All parameters, at the present values."""
         return self.build(self.values)
-
-
-def bind(
-    objective: Callable[..., Any],
-    solver: InnerSolver,
-    inner: Tree,
-    outer: Tree,
-    batch: Any,
-    *,
-    has_aux: bool = False,
-    functions: tuple[UserFunction, ...] = (),
-    initial: Callable[[Tree, Any], Tree] | None = None,
-) -> tuple[InnerProblem, Parameters]:
-    """The inner problem as functions of explicit arguments only.
-
-    Args:
-        objective: `(inner, outer, batch) -> scalar`, or `(scalar, aux)`.
-        solver: with the functions of the user's that it holds.
-        inner: an example of w.
-        outer: x.
-        batch: the data.
-        has_aux: the objective returns auxiliary output.
-        functions: more functions of the user's, those of a rule.
-        initial: `(outer, batch) -> inner`, or None.
-
-    Raises:
-        ValueError: two functions of one name: one would be called in place of the
-            other.
-    """
-    _require_names([f.name for f in (*solver.functions, *functions)])
-    parameters = Parameters(outer, batch, {})
-    explicit, parameters = bind_objective("objective", objective, inner, parameters)
-    bound = {}
-    for function in (*solver.functions, *functions):
-        name = function.name
-        bound[name], constants = _bound(function, (inner, outer, batch))
-        parameters = _with_constants(parameters, name, constants)
-    start = None
-    if initial is not None:
-        hoisted, constants = closures.hoist(initial, outer, batch)
-        parameters = _with_constants(parameters, "initial", constants)
-        start = lambda p: hoisted(p.constants["initial"], p.outer, p.batch)
-    oracle = derivatives.oracle(explicit, has_aux=has_aux)
-    oracle = oracle._replace(functions=bound)
-    return InnerProblem(solver, oracle, explicit, start), parameters
-
-
-def bind_objective(
-    name: str, objective: Callable[..., Any], inner: Tree, parameters: Parameters
-) -> tuple[Callable[[Tree, Parameters], Any], Parameters]:
-    """An objective as a function of `(inner, parameters)` that closes over nothing.
-
-    Args:
-        name: under which the values that it closes over are kept.
-        objective: `(inner, outer, batch) -> anything`.
-        inner: an example of w.
-        parameters: x and the batch, with the constants of other functions.
-
-    Returns:
-        The function, and the parameters with its constants.
-    """
-    hoisted, constants = closures.hoist(
-        objective, inner, parameters.outer, parameters.batch
-    )
-
-    def explicit(inner: Tree, p: Parameters) -> Any:
-        return hoisted(p.constants[name], inner, p.outer, p.batch)
-
-    return explicit, _with_constants(parameters, name, constants)
-
-
-def _require_names(names: list[str]) -> None:
-    taken = [*names, "objective", "outer_objective", "initial"]
-    twice = sorted({name for name in taken if taken.count(name) > 1})
-    if twice:
-        raise ValueError(
-            "the functions of an inner solver and of a rule must have names of their "
-            f"own, other than objective, outer_objective and initial; got {twice} "
-            "more than once. Rename one of them (UserFunction.name)."
-        )
-
-
-def _with_constants(
-    parameters: Parameters, name: str, constants: list[Any]
-) -> Parameters:
-    return parameters._replace(constants={**parameters.constants, name: constants})
-
-
-def _bound(
-    function: UserFunction, arguments: tuple[Tree, Tree, Any]
-) -> tuple[Callable[..., Any], list[Any]]:
-    """A function of the user's as `(parameters, *arguments)`, and its constants."""
-    name, call = function.name, function.call
-    example = function.example(*arguments)
-    made = None if function.made is None else function.made(*arguments)
-    inside: list[Callable[..., Any]] = []
-
-    def parts(*args: Any) -> Any:
-        """What the function returns; of a function, the values that it closes over."""
-        if made is None:
-            return call(*args)
-        hoisted, values = closures.hoist(call(*args), *made)
-        inside.append(hoisted)
-        return values
-
-    hoisted, constants = closures.hoist_traced(parts, *example)
-    if hoisted is None:  # it closes over nothing that is traced
-        return lambda _, *args: call(*args), []
-
-    def bound(p: Parameters, *args: Any) -> Any:
-        out = hoisted(p.constants[name], *args)
-        return out if made is None else lambda *rest: inside[0](out, *rest)
-
-    return bound, constants
 
 
 def perturbed(parameters: Parameters, flags: Sequence[bool]) -> Differentiated:

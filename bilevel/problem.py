@@ -11,6 +11,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import jax
 
+from bilevel.inner_problem import Preconditioner
 from bilevel.trees import Tree
 
 Objective: TypeAlias = Callable[[Tree, Tree, Any], Any]
@@ -31,6 +32,8 @@ class Problem(NamedTuple):
         initial: `(outer, inner batch) -> inner`, where the inner solver starts, if that
             is a function of x (MAML: x is the initial point, and the rule is
             `hypergradients.unrolled()`); None where the caller gives it.
+        preconditioner: an approximate inverse of d2G/dw2, from `preconditioners`, for
+            every solve with it: Newton's, the adjoint one, and those of certificates.
 
     Example:
         >>> problem = Problem(
@@ -44,6 +47,7 @@ class Problem(NamedTuple):
     inner_has_aux: bool = False
     outer_has_aux: bool = False
     initial: Callable[[Tree, Any], Tree] | None = None
+    preconditioner: Preconditioner | None = None
 
 
 class Batches(NamedTuple):

@@ -98,6 +98,17 @@ def zeros_like(a: Tree) -> Tree:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def random_signs(key: jax.Array, a: Tree) -> Tree:
+    """A tree like `a` of random +1 and -1."""
+    leaves, treedef = jax.tree.flatten(a)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    signs = [
+        jax.random.rademacher(k, x.shape, x.dtype)
+        for k, x in zip(keys, leaves, strict=False)
+    ]
+    return treedef.unflatten(signs)
+
+
 def tied(a: Tree, *sources: Tree) -> Tree:
     """`a`, every leaf of which formally depends on every float leaf of `sources`.
 

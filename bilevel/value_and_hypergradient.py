@@ -15,19 +15,37 @@ from bilevel.argument_checks import (
     checked_inner,
     default_rtol,
 )
+from bilevel.binding import bind, bind_objective
 from bilevel.hypergradients import Hypergradient, certificate
-from bilevel.hypergradients.base import OuterObjective, PullbackInfo, assert_pullback
+from bilevel.hypergradients.base import (
+    OuterObjective,
+    PullbackInfo,
+    assert_pullback,
+    with_state,
+)
 from bilevel.inner_problem import (
     Differentiated,
     InnerProblem,
     Parameters,
-    bind,
-    bind_objective,
     require_dependence,
 )
 from bilevel.inner_solvers import InnerInfo, InnerSolver
+from bilevel.preconditioners import carried
+from bilevel.preconditioners.carried import Carried
 from bilevel.problem import Batches, Problem
 from bilevel.trees import Tree
+
+
+class WarmStart(NamedTuple):
+    """What one hypergradient leaves to the next.
+
+    Attributes:
+        rule: what the rule starts from, of any kind; None for nothing.
+        preconditioner: its state; None where there is none.
+    """
+
+    rule: Any = None
+    preconditioner: Carried | None = None
 
 
 class HypergradientResult(NamedTuple):
@@ -39,7 +57,8 @@ class HypergradientResult(NamedTuple):
         inner: w, the solution of the inner problem.
         aux: the auxiliary output of the outer objective, or None.
         info: how far to trust it.
-        warm_start: pass it to the next call, so that the rule starts from it.
+        warm_start: pass it to the next call: the rule starts from it, and the
+            preconditioner goes on with what it knows.
     """
 
     value: jax.Array
@@ -47,7 +66,7 @@ class HypergradientResult(NamedTuple):
     inner: Tree
     aux: Any
     info: "HypergradientInfo"
-    warm_start: Any
+    warm_start: WarmStart
 
 
 class HypergradientInfo(NamedTuple):
@@ -122,7 +141,7 @@ def value_and_hypergradient(
         inner0: Tree,
         outer: Tree,
         batches: Batches = Batches(),
-        warm_start: Any = None,
+        warm_start: WarmStart | None = None,
         when: jax.Array | bool = True,
     ) -> HypergradientResult:
         trees.require_float(outer, "outer")
@@ -149,10 +168,11 @@ def value_and_hypergradient(
         lower, parameters = bind(
             problem.inner_objective,
             solver,
-            *inner_args,
+            inner_args,
             has_aux=problem.inner_has_aux,
             functions=rule.functions,
             initial=problem.initial,
+            preconditioner=problem.preconditioner,
         )
         function, of_outer = bind_objective(
             "outer_objective",
@@ -171,11 +191,24 @@ def value_and_hypergradient(
                 (lambda w, both: lower.objective(w, both[0]), problem.inner_has_aux),
                 (lambda w, both: function(w, both[1]), problem.outer_has_aux),
             ],
-            ("value_and_hypergradient", solver, problem.initial, settings),
+            (
+                "value_and_hypergradient",
+                solver,
+                problem.initial,
+                problem.preconditioner,
+                settings,
+            ),
             inner0,
             (parameters, of_outer),
         )
-        return call(inner0, (parameters, of_outer), warm_start, jnp.asarray(when))
+        start = WarmStart() if warm_start is None else warm_start
+        if not isinstance(start, WarmStart):
+            raise ValueError(
+                "warm_start must be the warm_start of an earlier result, or "
+                "WarmStart(rule.init(inner)), or None for nothing to start from; got "
+                f"{type(start).__name__}."
+            )
+        return call(inner0, (parameters, of_outer), start, jnp.asarray(when))
 
     return evaluate
 
@@ -205,13 +238,15 @@ def _evaluate(
     settings: _Settings,
     inner0: Tree,
     parameters: tuple[Parameters, Parameters],
-    warm_start: Any,
+    warm_start: WarmStart,
     when: jax.Array,
 ) -> HypergradientResult:
     """One hypergradient; certified if `rtol` is given, `when` that is wanted."""
     rule, has_aux, rtol = settings
     of_inner, of_outer = parameters
     outer = of_inner.outer
+    start = jax.lax.stop_gradient(lower.start(inner0, of_inner))
+    of_inner = carried.before_solve(lower, start, of_inner, warm_start.preconditioner)
     differentiated = Differentiated(
         outer, lambda values: of_inner._replace(outer=values)
     )
@@ -222,6 +257,11 @@ def _evaluate(
         through_start=rule.sees_start,
     )
     solved, info = rule.forward(lower, inner0, differentiated)
+    fitted, prepared = carried.at_solution(
+        lower, solved.inner, of_inner, warm_start.preconditioner
+    )
+    if lower.preconditioner is not None:
+        solved = with_state(solved, fitted.preconditioner)
 
     def outer_objective(unknowns: Tree, x: Tree) -> tuple[jax.Array, Any]:
         out = function(lower.restrict(unknowns), of_outer._replace(outer=x))
@@ -242,11 +282,12 @@ def _evaluate(
         gradient=gradients,
     )
     with jax.named_scope("adjoint"):
-        result = rule.pullback(solved, told, warm_start)
+        result = rule.pullback(solved, told, warm_start.rule)
     assert_pullback(result, solved)
     report = (None, None, None)
     if rtol is not None:
         report = certificate.certify(solved, told, result, rtol, when=when)
+    prepared = carried.observed(lower.preconditioner, prepared, result.pairs)
     inner = lower.restrict(solved.inner)
     info = info._replace(aux=lower.oracle.aux(inner, of_inner))
     return HypergradientResult(
@@ -255,5 +296,5 @@ def _evaluate(
         inner=inner,
         aux=aux,
         info=HypergradientInfo(info, result.info, *report),
-        warm_start=result.warm_start,
+        warm_start=WarmStart(result.warm_start, prepared),
     )

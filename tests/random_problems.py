@@ -29,7 +29,12 @@ from exact_answers import Truth, rational
 from random_families import FAMILIES, Data, Family
 
 import bilevel
-from bilevel import hypergradients, inner_solvers, linear_solvers
+from bilevel import (
+    hypergradients,
+    inner_solvers,
+    linear_solvers,
+    preconditioners,
+)
 
 RTOL = {"float64": 1e-4, "float32": 1e-2}
 PATHS = ("hypergradient", "grad")
@@ -73,9 +78,9 @@ STANDARD = {
     "L-BFGS, dense": LBFGS_DENSE,
     "descent, nudged": (descent(0.8, 1000), hypergradients.nudged(1e-3)),
 }
-PRECONDITIONED = hypergradients.implicit(preconditioner=absolute_hessian)
-PAIRS: dict[str, dict[str, tuple[Any, Any]]] = {
-    "standard": {**STANDARD, "preconditioned": (None, PRECONDITIONED)},
+PRECONDITIONED = preconditioners.from_function(absolute_hessian)
+PAIRS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "standard": {**STANDARD, "preconditioned": (None, None, PRECONDITIONED)},
     "leaves": STANDARD,
     # Fewer steps: descent must not reach the largest float.
     "indefinite": {
@@ -144,7 +149,9 @@ class Result(NamedTuple):
 
 
 @functools.cache
-def program(leaves: bool, solver: Any, rule: Any, path: str) -> Callable:
+def program(
+    leaves: bool, path: str, solver: Any, rule: Any, preconditioner: Any = None
+) -> Callable:
     """(start, outer, data) -> arrays, compiled once for all families that share it."""
     if leaves:
         inner_objective = random_families.inner_objective_of_leaves
@@ -157,7 +164,11 @@ def program(leaves: bool, solver: Any, rule: Any, path: str) -> Callable:
 
     def report(start, x, p):
         evaluate = bilevel.value_and_hypergradient(
-            bilevel.Problem(inner_objective, outer_objective), solver, rule
+            bilevel.Problem(
+                inner_objective, outer_objective, preconditioner=preconditioner
+            ),
+            solver,
+            rule,
         )
         out = evaluate(split(start), outer_tree(x), bilevel.Batches(p, p))
         return out.inner, None, out.gradient, out.info.trustworthy
@@ -167,7 +178,11 @@ def program(leaves: bool, solver: Any, rule: Any, path: str) -> Callable:
 
         def pull(on_untrustworthy):
             solve = bilevel.argmin(
-                inner_objective, solver, rule, on_untrustworthy=on_untrustworthy
+                inner_objective,
+                solver,
+                rule,
+                on_untrustworthy=on_untrustworthy,
+                preconditioner=preconditioner,
             )
             w, pull = jax.vjp(lambda x: solve(split(start), x, p)[0], x)
             v = jax.grad(outer_objective)(w, x, p)
@@ -205,8 +220,8 @@ def flat(tree: Any) -> np.ndarray:
 
 
 def evaluate(batch: Problems, pair: str, path: str) -> Result:
-    solver, rule = PAIRS[batch.family.pairs][pair]
-    compiled = program(batch.family.leaves, solver, rule, path)
+    members = PAIRS[batch.family.pairs][pair]
+    compiled = program(batch.family.leaves, path, *members)
     num = len(batch.truths)
     lanes = min(num, LANES)
     arguments = (batch.start, batch.outer, batch.data)

@@ -32,6 +32,7 @@ MODULES = (
     "bilevel.inner_solvers",
     "bilevel.linear_solvers",
     "bilevel.number_formats",
+    "bilevel.preconditioners",
     "bilevel.samplers",
     "bilevel.solvers",
 )

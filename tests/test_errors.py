@@ -9,7 +9,13 @@ import pytest
 from reference_problems import readout, ridge, ridge_data
 
 import bilevel
-from bilevel import hypergradients, inner_solvers, linear_solvers, solvers
+from bilevel import (
+    hypergradients,
+    inner_solvers,
+    linear_solvers,
+    preconditioners,
+    solvers,
+)
 from bilevel.hypergradients import (
     implicit,
     nudged,
@@ -272,16 +278,37 @@ def _squares(w: Any, x: Any, _: Any) -> Any:
 @pytest.mark.parametrize("through", ["value_and_hypergradient", "grad"])
 @pytest.mark.parametrize("apply", [jnp.sum, lambda r: r[:, None], lambda r: {"w": r}])
 def test_preconditioner_of_another_shape(apply: Any, through: str):
-    rule = implicit(preconditioner=lambda w, x, b: apply)
-    with pytest.raises(ValueError, match=r"preconditioner\(...\)\(r\) must have the"):
-        _hypergradient(through, rule, None)
+    given = preconditioners.from_function(lambda w, x, b: apply)
+    with pytest.raises(ValueError, match=r"apply\(state, r\) must have the"):
+        _hypergradient(through, implicit(), DESCENT, given)
 
 
-def _hypergradient(through: str, rule: Any, solver: Any) -> Any:
-    if through == "grad":
-        solve = bilevel.argmin(_squares, solver, rule)
-        return jax.grad(lambda x: jnp.sum(solve(jnp.zeros(3), x)[0]))(jnp.ones(3))
+def test_preconditioner_of_what_is_no_hessian():
+    solver = inner_solvers.fixed_point(lambda w, x, b: w / 2 + x)
+    with pytest.raises(ValueError, match=r"'jacobi' .* is general"):
+        _hypergradient("grad", None, solver, preconditioners.jacobi())
+
+
+def test_preconditioner_that_learns_from_a_solver_that_records_nothing():
+    rule, given = implicit(linear_solvers.dense()), preconditioners.limited_memory()
+    with pytest.raises(ValueError, match=r"'limited_memory' learns [^.]*\. Use linear"):
+        _hypergradient("value_and_hypergradient", rule, None, given)
+
+
+def test_warm_start_of_another_kind():
     problem = bilevel.Problem(_squares, _squares)
+    evaluate = bilevel.value_and_hypergradient(problem)
+    with pytest.raises(ValueError, match=r"warm_start of an earlier result.*got tuple"):
+        evaluate(jnp.zeros(3), jnp.ones(3), warm_start=(jnp.zeros(3),))
+
+
+def _hypergradient(
+    through: str, rule: Any, solver: Any, preconditioner: Any = None
+) -> Any:
+    if through == "grad":
+        solve = bilevel.argmin(_squares, solver, rule, preconditioner=preconditioner)
+        return jax.grad(lambda x: jnp.sum(solve(jnp.zeros(3), x)[0]))(jnp.ones(3))
+    problem = bilevel.Problem(_squares, _squares, preconditioner=preconditioner)
     evaluate = bilevel.value_and_hypergradient(problem, solver, rule, certify=False)
     return evaluate(jnp.zeros(3), jnp.ones(3))
 

@@ -481,7 +481,7 @@ def test_c18_memory_of_any_kind_is_no_adjoint():
     out = jax.jit(evaluate)(jnp.zeros(2), jnp.ones(2))
     np.testing.assert_allclose(out.gradient, [2.0, 2.0], rtol=1e-4)
     assert bool(out.info.trustworthy)
-    assert len(out.warm_start) == 2
+    assert len(out.warm_start.rule) == 2
 
 
 def test_c22_no_field_that_nothing_reads_and_states_are_annotated():

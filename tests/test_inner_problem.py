@@ -15,7 +15,7 @@ import pytest
 from rules import ROWS
 
 import bilevel
-from bilevel import inner_problem, inner_solvers, linear_solvers
+from bilevel import inner_problem, inner_solvers, linear_solvers, preconditioners
 from bilevel.hypergradients import (
     implicit,
     nudged,
@@ -65,11 +65,13 @@ class Case(NamedTuple):
         solver: `c -> inner solver`.
         rules: `c -> rules by name`.
         closes: the inner objective closes over c as well.
+        preconditioner: `c -> preconditioner`.
     """
 
     solver: Callable[[Any], Any]
     rules: Callable[[Any], dict[str, Any]]
     closes: bool = False
+    preconditioner: Callable[[Any], Any] = lambda c: None
 
 
 def only(*names: str) -> Callable[[Any], dict[str, Any]]:
@@ -78,7 +80,7 @@ def only(*names: str) -> Callable[[Any], dict[str, Any]]:
 
 def about_inverse(c: Any) -> Any:
     """A preconditioner that closes over c: a multiple of the inverse."""
-    return lambda w, x, b: lambda r: c * r / CURVATURES
+    return preconditioners.from_function(lambda w, x, b: lambda r: c * r / CURVATURES)
 
 
 CASES = {
@@ -116,8 +118,15 @@ CASES = {
     ),
     "preconditioner": Case(
         lambda c: DESCENT,
-        lambda c: {"implicit": implicit(preconditioner=about_inverse(c))},
+        only("implicit", "nudged"),
         closes=True,
+        preconditioner=about_inverse,
+    ),
+    "preconditioner of Newton": Case(
+        lambda c: inner_solvers.newton(),
+        only("implicit", "nudged"),
+        closes=True,
+        preconditioner=about_inverse,
     ),
     "nudge": Case(
         lambda c: DESCENT,
@@ -183,7 +192,11 @@ def value(name: str, rule: str) -> Callable[[Any, Any], jax.Array]:
             return objective(w, x, c if case.closes else 0.7)
 
         solve = bilevel.argmin(
-            inner, case.solver(c), case.rules(c)[rule], on_untrustworthy="ignore"
+            inner,
+            case.solver(c),
+            case.rules(c)[rule],
+            on_untrustworthy="ignore",
+            preconditioner=case.preconditioner(c),
         )
         start = jnp.zeros(3)
         found, _ = solve({"w": start} if blocks else start, x)
@@ -232,7 +245,7 @@ def test_closures_of_a_certified_hypergradient(case: str):
             return outer(w["w"] if blocks else w) * c
 
         evaluate = bilevel.value_and_hypergradient(
-            bilevel.Problem(inner, outside),
+            bilevel.Problem(inner, outside, preconditioner=row.preconditioner(c)),
             row.solver(c)._replace(rtol=1e-13),  # with 0, descent never converges
             row.rules(c)[rule],
         )

@@ -238,7 +238,7 @@ def test_the_callers_state_and_what_callbacks_keep_stays_valid():
     )
     np.testing.assert_array_equal(state.outer, OUTER)
     assert int(state.step) == 0
-    assert bool(jnp.all(jnp.isfinite(state.warm_start)))
+    assert bool(jnp.all(jnp.isfinite(state.warm_start.rule)))
     assert not np.array_equal(kept[0], kept[1])
 
 

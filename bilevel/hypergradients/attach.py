@@ -20,6 +20,7 @@ from bilevel.hypergradients.base import (
     Solved,
     Trust,
     assert_pullback,
+    at_solution,
 )
 from bilevel.inner_problem import (
     Differentiated,
@@ -75,7 +76,7 @@ def by_pullback(
         def pull(
             start: Tree, values: Parameters, inner: Tree, kept: Any, v: Tree
         ) -> tuple[Tree, Parameters]:
-            solved = Solved(problem, inner, perturbed(values, flags), kept)
+            solved = at_solution(Solved(problem, inner, perturbed(values, flags), kept))
             outer_objective = OuterObjective(v, function)
             with jax.named_scope("adjoint"):
                 result = rule.pullback(solved, outer_objective, None)

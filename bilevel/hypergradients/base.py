@@ -11,7 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from bilevel.inner_problem import Differentiated, InnerProblem, Parameters
+from bilevel.inner_problem import Differentiated, InnerProblem, Pairs, Parameters
+from bilevel.preconditioners import carried
 from bilevel.trees import Tree
 
 
@@ -29,6 +30,26 @@ class Solved(NamedTuple):
     inner: Tree
     differentiated: Differentiated
     residuals: Any = None
+
+
+def at_solution(solved: Solved) -> Solved:
+    """The same, with a preconditioner that was fitted at the solution."""
+    problem, differentiated = solved.problem, solved.differentiated
+    if problem.preconditioner is None:
+        return solved
+    parameters, _ = carried.at_solution(
+        problem, solved.inner, differentiated.parameters(), None
+    )
+    return with_state(solved, parameters.preconditioner)
+
+
+def with_state(solved: Solved, state: Any) -> Solved:
+    """The same, with another state of the preconditioner."""
+    build = solved.differentiated.build
+    differentiated = solved.differentiated._replace(
+        build=lambda values: build(values)._replace(preconditioner=state)
+    )
+    return solved._replace(differentiated=differentiated)
 
 
 class OuterObjective(NamedTuple):
@@ -81,7 +102,7 @@ class Pullback(NamedTuple):
             certificate starts.  None otherwise.
         warm_start: what the next pull-back of the same rule starts from, of any kind;
             None for nothing.
-        precondition: an approximate inverse of H, used by the certificate too, or None.
+        pairs: of the linear solve, where the preconditioner learns from them; or None.
         damping: the linear system was (H + damping I) u = v.
     """
 
@@ -89,7 +110,7 @@ class Pullback(NamedTuple):
     info: PullbackInfo
     adjoint: Tree | None = None
     warm_start: Any = None
-    precondition: Callable[[Tree], Tree] | None = None
+    pairs: Pairs | None = None
     damping: float = 0.0
 
 

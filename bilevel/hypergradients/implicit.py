@@ -16,29 +16,19 @@ from bilevel.hypergradients.base import (
     PullbackInfo,
     Solved,
     Trust,
+    at_solution,
 )
 from bilevel.hypergradients.implicit_function import implicit_function, transposed
 from bilevel.hypergradients.rule import Hypergradient
-from bilevel.inner_problem import (
-    InnerProblem,
-    Parameters,
-    UserFunction,
-    optimality,
-)
+from bilevel.inner_problem import InnerProblem, Parameters, optimality
 from bilevel.inner_solvers.driver import InnerInfo
 from bilevel.linear_solvers import LinearInfo, LinearSolver, default_for
-from bilevel.linear_solvers.base import Matvec, require_structure
+from bilevel.linear_solvers.base import Matvec, Solve, require_structure
+from bilevel.preconditioners.carried import inverse
 from bilevel.trees import Tree
 
-Preconditioner = Callable[[Tree, Tree, Any], Callable[[Tree], Tree]]
-"""`(inner, outer, batch) -> apply`, with `apply(r)` about H^-1 r."""
 
-
-def implicit(
-    linear_solver: LinearSolver | None = None,
-    *,
-    preconditioner: Preconditioner | None = None,
-) -> Hypergradient:
+def implicit(linear_solver: LinearSolver | None = None) -> Hypergradient:
     """The implicit function theorem: solve H u = v, return -J' u.
 
     Needs a solution that depends smoothly on x: H nonsingular there (for an argmin,
@@ -47,8 +37,8 @@ def implicit(
     Args:
         linear_solver: of the adjoint equation; None means the one that goes with the
             structure of the inner solver, `linear_solvers.default_for(structure)`:
-            `cg()` for a minimum, else `normal_cg()`.
-        preconditioner: `(inner, outer, batch) -> apply`, an approximate inverse of H.
+            `cg()` for a minimum, else `normal_cg()`.  It is given the preconditioner of
+            the problem, if there is one.
 
     Returns:
         A `Hypergradient`, the default of `argmin`.  It supports both modes of
@@ -65,21 +55,11 @@ def implicit(
         >>> from bilevel import linear_solvers
         >>> rule = implicit(linear_solvers.cg(rtol=1e-9))
     """
-    functions = ()
-    if preconditioner is not None:
-        function = UserFunction(
-            "preconditioner",
-            preconditioner,
-            example=lambda *arguments: arguments,
-            made=lambda w, *_: (w,),
-        )
-        functions = (function,)
     return Hypergradient(
         name="implicit",
         pullback=partial(_pullback, linear_solver),
         attach=partial(_attach, linear_solver),
         init=trees.zeros_like,
-        functions=functions,
     )
 
 
@@ -91,20 +71,18 @@ def _solver_for(given: LinearSolver | None, problem: InnerProblem) -> LinearSolv
     return given
 
 
-def _preconditioner(solved: Solved) -> Matvec | None:
-    """r -> about H^-1 r at the solution, where the user gave one."""
-    make = solved.problem.oracle.functions.get("preconditioner")
-    if make is None:
-        return None
-    parameters = solved.differentiated.parameters()
-    apply = make(parameters, solved.inner, parameters.outer, parameters.batch)
-
-    def checked(r: Tree) -> Tree:
-        result = apply(r)
-        trees.require_like(result, r, "preconditioner(...)(r)", "r")
-        return result
-
-    return checked
+def _recording(solver: LinearSolver, problem: InnerProblem) -> Solve:
+    """The solver's own solve, with pairs where the preconditioner learns from them."""
+    preconditioner = problem.preconditioner
+    if preconditioner is None or preconditioner.num_pairs == 0:
+        return solver.solve
+    if solver.recording is None:
+        raise ValueError(
+            f"the preconditioner {preconditioner.name!r} learns from the directions of "
+            "the adjoint solve, and this linear solver records none. Use "
+            "linear_solvers.cg(), or another preconditioner."
+        )
+    return solver.recording(preconditioner.num_pairs)
 
 
 def _pullback(
@@ -120,14 +98,15 @@ def _pullback(
     is_symmetric = problem.solver.structure != "general"
     if not is_symmetric:
         matvec = transposed(matvec, inner)
-    inverse = _preconditioner(solved)
+    precondition = inverse(problem.oracle, solved.differentiated.parameters())
+    call = _recording(solver, problem)
     start = jax.lax.stop_gradient(warm_start)
 
     def solve(mv: Matvec, b: Tree) -> tuple[Tree, LinearInfo]:
-        return solver.solve(mv, b, start, inverse)
+        return call(mv, b, start, precondition)
 
     def cold(mv: Matvec, b: Tree) -> tuple[Tree, LinearInfo]:
-        return solver.solve(mv, b)
+        return call(mv, b)
 
     # A solve that can itself be differentiated in both modes.
     one_solve = is_symmetric and start is None
@@ -145,7 +124,7 @@ def _pullback(
         _info(info),
         adjoint,
         warm_start=adjoint,
-        precondition=inverse,
+        pairs=info.pairs,
         damping=solver.damping,
     )
 
@@ -163,9 +142,10 @@ def _attach(
     is_watched = trust.on_untrustworthy != "ignore"
 
     def solve(solved: Solved, rhs: Tree, matvec: Matvec, *, forward: bool) -> Tree:
-        inverse = _preconditioner(solved)
+        solved = at_solution(solved)
+        precondition = inverse(problem.oracle, solved.differentiated.parameters())
         with jax.named_scope("adjoint"):
-            solution, info = solver.solve(matvec, rhs, None, inverse)
+            solution, info = solver.solve(matvec, rhs, None, precondition)
         if not is_watched:
             return solution
         if forward:
@@ -179,7 +159,6 @@ def _attach(
             pulled,
             _info(info),
             solution,
-            precondition=inverse,
             damping=solver.damping,
         )
         report = certificate.certify(

@@ -8,7 +8,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from bilevel import trees
 from bilevel.derivatives import hvp, linear_solve, mixed_jvp, zero_cotangent
-from bilevel.hypergradients.base import INITIAL_POINT, Solved
+from bilevel.hypergradients.base import INITIAL_POINT, Solved, at_solution
 from bilevel.inner_problem import (
     Differentiated,
     InnerProblem,
@@ -21,6 +21,7 @@ from bilevel.inner_solvers import driver
 from bilevel.inner_solvers.driver import InnerInfo
 from bilevel.linear_solvers import default_for
 from bilevel.linear_solvers.base import Matvec
+from bilevel.preconditioners.carried import inverse
 from bilevel.trees import Tree
 
 SolveAt = Callable[[Solved, Tree, Matvec], Tree]
@@ -100,8 +101,9 @@ def implicit_forward(
     linear = default_for(problem.solver.structure)
 
     def plain(solved: Solved, rhs: Tree, matvec: Matvec) -> Tree:
-        del solved
-        return linear.solve(matvec, rhs)[0]
+        solved = at_solution(solved)
+        precondition = inverse(problem.oracle, solved.differentiated.parameters())
+        return linear.solve(matvec, rhs, None, precondition)[0]
 
     solution = implicit_function(problem, plain, plain)
     inner, info = solution(jax.lax.stop_gradient(inner0), differentiated.parameters())

@@ -14,6 +14,7 @@ from bilevel.inner_problem import optimality
 from bilevel.iteration import iterate
 from bilevel.linear_solvers.base import LinearInfo, Matvec
 from bilevel.linear_solvers.cg import Settings, conjugate_gradients
+from bilevel.preconditioners.carried import inverse
 from bilevel.trees import Tree
 
 CAP = 10_000
@@ -39,7 +40,10 @@ def linearise(solved: Solved, result: Pullback) -> Linearised:
 
     structure = solved.problem.solver.structure
     if structure == "positive_definite":
-        return Linearised(apply, apply, True, result.precondition)
+        precondition = inverse(
+            solved.problem.oracle, solved.differentiated.parameters()
+        )
+        return Linearised(apply, apply, True, precondition)
     if structure == "symmetric":
         return Linearised(apply, apply, False, None)
     return Linearised(apply, transposed(apply, solved.inner), False, None)

@@ -12,6 +12,7 @@ from bilevel.inner_problem import InnerSolver, Parameters, StepInfo, stationarit
 from bilevel.inner_solvers.driver import check_limits
 from bilevel.iteration import iterate_until
 from bilevel.linear_solvers.cg import Settings, conjugate_gradients
+from bilevel.preconditioners.carried import inverse
 from bilevel.trees import Tree
 
 
@@ -39,7 +40,7 @@ def newton(
     rtol: float | None = None,
     max_cg_steps: int = 1000,
 ) -> InnerSolver:
-    """Newton's method; directions by CG, steps by backtracking.
+    """Newton's method; directions by preconditioned CG, steps by backtracking.
 
     The direction d solves H d = -dG/dw to relative accuracy min(1/2, sqrt(|g|/|g_0|)),
     so that convergence is superlinear and early directions are cheap.  Where CG meets
@@ -118,6 +119,7 @@ def newton(
         rtol=rtol,
         reverse_differentiable=False,
         escape=partial(_escape, max_cg_steps=max_cg_steps),
+        preconditioned=True,
     )
 
 
@@ -136,7 +138,10 @@ def _direction(
 ) -> _Direction:
     product = hvp(oracle.gradient, inner, parameters)
     downhill = trees.scale(-1.0, gradient)
-    solution, info, last = conjugate_gradients(product, downhill, settings)
+    precondition = inverse(oracle, parameters)
+    solution, info, last = conjugate_gradients(
+        product, downhill, settings, None, precondition
+    )
     slope = trees.dot(solution, gradient)
     descends = (slope < 0) & jnp.isfinite(slope)
     guess = _along(last.vector, last.curvature, gradient, inner)

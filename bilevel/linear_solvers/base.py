@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import jax
 
 from bilevel import trees
-from bilevel.inner_problem import Structure
+from bilevel.inner_problem import Pairs, Structure
 from bilevel.trees import Tree
 
 Matvec = Callable[[Tree], Tree]
@@ -24,6 +24,8 @@ class LinearInfo(NamedTuple):
         smallest: the smallest eigenvalue of A seen (a Ritz value, so an overestimate);
             nan if the solver does not know.
         largest: the largest, likewise.
+        pairs: the last directions and their products with A (see
+            `LinearSolver.recording`); None if they were not asked for.
     """
 
     relative_residual: jax.Array
@@ -33,6 +35,7 @@ class LinearInfo(NamedTuple):
     positive_definite: jax.Array
     smallest: jax.Array
     largest: jax.Array
+    pairs: Pairs | None = None
 
 
 class Solve(Protocol):
@@ -64,11 +67,14 @@ class LinearSolver(NamedTuple):
         solve: see `Solve`.
         needs: the structure that A must have.
         damping: what is solved is (A + damping I) u = b.
+        recording: `num_pairs -> Solve` that also reports pairs, for preconditioners
+            that learn from them; None for a solver that has none.
     """
 
     solve: Solve
     needs: Structure = "general"
     damping: float = 0.0
+    recording: Callable[[int], Solve] | None = None
 
 
 _ORDER: tuple[Structure, ...] = ("positive_definite", "symmetric", "general")

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import checks, trees
+from bilevel.inner_problem import Pairs
 from bilevel.iteration import iterate_until
-from bilevel.linear_solvers.base import LinearInfo, LinearSolver, Matvec, unit
+from bilevel.linear_solvers.base import LinearInfo, LinearSolver, Matvec, Solve, unit
 from bilevel.trees import Tree
 
 
@@ -61,17 +62,25 @@ def cg(
     if not (damping >= 0 and math.isfinite(damping)):
         raise ValueError(f"cg: damping must be finite and >= 0, got {damping}.")
 
-    def solve(
-        matvec: Matvec,
-        rhs: Tree,
-        initial: Tree | None = None,
-        precondition: Matvec | None = None,
-    ) -> tuple[Tree, LinearInfo]:
-        tolerance = default_rtol(rhs) if rtol is None else rtol
-        settings = Settings(tolerance, cap, damping)
-        return conjugate_gradients(matvec, rhs, settings, initial, precondition)[:2]
+    def recording(num_pairs: int) -> Solve:
+        def solve(
+            matvec: Matvec,
+            rhs: Tree,
+            initial: Tree | None = None,
+            precondition: Matvec | None = None,
+        ) -> tuple[Tree, LinearInfo]:
+            tolerance = default_rtol(rhs) if rtol is None else rtol
+            settings = Settings(tolerance, cap, damping, num_pairs=num_pairs)
+            return conjugate_gradients(matvec, rhs, settings, initial, precondition)[:2]
 
-    return LinearSolver(solve, needs="positive_definite", damping=float(damping))
+        return solve
+
+    return LinearSolver(
+        recording(0),
+        needs="positive_definite",
+        damping=float(damping),
+        recording=recording,
+    )
 
 
 class _Ritz(NamedTuple):
@@ -114,6 +123,8 @@ class _State(NamedTuple):
     largest: jax.Array  # the largest p'Ap / p'p so far
     curvature: jax.Array  # the last p'Ap / p'p
     indefinite: jax.Array
+    pairs: Pairs | None  # the last ones, and where the next is written
+    num_steps: jax.Array
 
 
 class Settings(NamedTuple):
@@ -128,6 +139,7 @@ class Settings(NamedTuple):
             direction can then be told from rounding.
         smallest: an upper bound on the smallest eigenvalue of M^-1 A, from an earlier
             solve: a residual may hold little of its direction, and the error much.
+        num_pairs: how many of the last directions, and products, are reported.
     """
 
     rtol: jax.Array | float
@@ -136,6 +148,7 @@ class Settings(NamedTuple):
     floor: jax.Array | float = 0.0
     largest: jax.Array | float = 0.0
     smallest: jax.Array | float = math.inf
+    num_pairs: int = 0
 
 
 class Direction(NamedTuple):
@@ -225,6 +238,7 @@ def conjugate_gradients(
         positive_definite=~state.indefinite,
         smallest=1 / jnp.where(num_steps > 0, state.ritz.inverse_norm2, jnp.nan),
         largest=jnp.where(num_steps > 0, state.largest, jnp.nan),
+        pairs=state.pairs,
     )
     direction = Direction(state.direction, state.curvature)
     return trees.scale(scale, state.solution), info, direction
@@ -268,6 +282,8 @@ def _start(
         largest=zero,
         curvature=zero,
         indefinite=jnp.zeros((), bool),
+        pairs=_no_pairs(b, settings.num_pairs),
+        num_steps=jnp.zeros((), jnp.int32),
     )
     bound = jnp.asarray(1 / settings.smallest, zero.dtype)
     preconditioned = precondition is not None
@@ -302,6 +318,25 @@ def _step(system: _System, s: _State, eps: float) -> _State:
         largest=jnp.maximum(s.largest, jnp.abs(quotient)),
         curvature=quotient,
         indefinite=indefinite,
+        pairs=_recorded(s, product),
+        num_steps=s.num_steps + 1,
+    )
+
+
+def _no_pairs(like: Tree, num_pairs: int) -> Pairs | None:
+    if num_pairs == 0:
+        return None
+    empty = jax.tree.map(lambda x: jnp.zeros((num_pairs, *x.shape), x.dtype), like)
+    return Pairs(empty, empty)
+
+
+def _recorded(s: _State, product: Tree) -> Pairs | None:
+    if s.pairs is None:
+        return None
+    count = len(jax.tree.leaves(s.pairs.directions)[0])
+    row = s.num_steps % count
+    return jax.tree.map(
+        lambda stack, x: stack.at[row].set(x), s.pairs, Pairs(s.direction, product)
     )
 
 

@@ -10,9 +10,10 @@ import optax
 from bilevel import checks, hypergradients, inner_solvers, trees
 from bilevel.hypergradients import Hypergradient
 from bilevel.inner_solvers import InnerSolver
+from bilevel.preconditioners import carried
 from bilevel.problem import Batches, Problem, Samples, Solver, as_samples, stream
 from bilevel.trees import Tree
-from bilevel.value_and_hypergradient import value_and_hypergradient
+from bilevel.value_and_hypergradient import WarmStart, value_and_hypergradient
 
 
 class TwoLoopState(NamedTuple):
@@ -22,7 +23,8 @@ class TwoLoopState(NamedTuple):
         inner: w, where the next inner solve starts.
         outer: x.
         outer_state: of the outer optimiser.
-        warm_start: of the rule, what its next pull-back starts from; None for nothing.
+        warm_start: what the next pull-back of the rule starts from, and the state of
+            the preconditioner.
         step: `[]` int32, updates made.
         key: `[]` typed PRNG key, of which the streams are drawn.
     """
@@ -30,7 +32,7 @@ class TwoLoopState(NamedTuple):
     inner: Tree
     outer: Tree
     outer_state: Any
-    warm_start: Any
+    warm_start: WarmStart
     step: jax.Array
     key: jax.Array
 
@@ -95,7 +97,8 @@ def two_loop(
         outer_projection: applied to x after every update, for instance
             `optax.projections.projection_non_negative`.
         warm_start: start the inner solve and the adjoint solve where the last ended,
-            instead of at the initial point and at zero.  With `problem.initial` the
+            instead of at the initial point and at zero.  (A preconditioner keeps its
+            state in any case.)  With `problem.initial` the
             inner solve starts there in any case.
         rtol: see `bilevel.value_and_hypergradient`.
         certify: estimate the error of every hypergradient (True), or of every k-th
@@ -139,7 +142,10 @@ def two_loop(
             inner=inner,
             outer=outer,
             outer_state=outer_optimizer.init(outer),
-            warm_start=rule.init(inner) if carries else None,
+            warm_start=WarmStart(
+                rule.init(inner) if carries else None,
+                carried.initial(problem.preconditioner, inner),
+            ),
             step=jnp.zeros((), jnp.int32),
             key=key,
         )
@@ -165,7 +171,9 @@ def two_loop(
             inner=out.inner if warm_start else state.inner,
             outer=outer,
             outer_state=outer_state,
-            warm_start=out.warm_start if carries else None,
+            warm_start=out.warm_start
+            if carries
+            else out.warm_start._replace(rule=None),
             step=state.step + 1,
         )
         info = TwoLoopInfo(

@@ -20,7 +20,7 @@ import numpy as np
 import overhead
 
 import bilevel
-from bilevel import hypergradients, inner_solvers
+from bilevel import inner_solvers, preconditioners
 
 PROBLEM = bilevel.Problem(overhead.train_loss, overhead.validation_loss)
 GIVEN = inner_solvers.closed_form(lambda w, x, train: w)
@@ -38,17 +38,18 @@ def kronecker(w: jax.Array, x: jax.Array, train: overhead.Data) -> Any:
     )(factors, r)
 
 
-def direct(solver: Any, rule: Any, certify: bool) -> Any:
-    evaluate = bilevel.value_and_hypergradient(PROBLEM, solver, rule, certify=certify)
+def direct(solver: Any, preconditioner: Any, certify: bool) -> Any:
+    problem = PROBLEM._replace(preconditioner=preconditioner)
+    evaluate = bilevel.value_and_hypergradient(problem, solver, certify=certify)
     return lambda w, x, train, val: evaluate(w, x, bilevel.Batches(train, val))
 
 
-def through(solver: Any, rule: Any, certify: bool) -> Any:
+def through(solver: Any, preconditioner: Any, certify: bool) -> Any:
     solve = bilevel.argmin(
         overhead.train_loss,
         solver,
-        rule,
         on_untrustworthy="nan" if certify else "ignore",
+        preconditioner=preconditioner,
     )
 
     def value(x: Any, w: Any, train: Any, val: Any) -> Any:
@@ -58,7 +59,7 @@ def through(solver: Any, rule: Any, certify: bool) -> Any:
 
 
 def programs() -> dict[str, tuple[Any, Any]]:
-    exact = hypergradients.implicit(preconditioner=kronecker)
+    exact = preconditioners.from_function(kronecker)
     rows = {
         "value_and_hypergradient, w given": (direct, GIVEN, None),
         "grad(argmin), w given": (through, GIVEN, None),

@@ -19,6 +19,7 @@ from flax import nnx
 
 import bilevel
 from bilevel import hypergradients
+from bilevel.value_and_hypergradient import WarmStart
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -396,7 +397,7 @@ def check_scan(row: Row) -> None:
 
         return jax.lax.scan(step, carry, None, length=3)
 
-    memory = row.rule(row.nudge).init(START)
+    memory = WarmStart(row.rule(row.nudge).init(START))
     (_, outer, _), values = train((START, OUTER, memory))
     x, expected = OUTER, []
     for _ in range(3):

@@ -19,7 +19,12 @@ from reference_problems import (
 )
 
 import bilevel
-from bilevel import hypergradients, inner_solvers, linear_solvers
+from bilevel import (
+    hypergradients,
+    inner_solvers,
+    linear_solvers,
+    preconditioners,
+)
 from bilevel.hypergradients import (
     implicit,
     nudged,
@@ -48,8 +53,9 @@ def hypergradient(
     solver: Any = DESCENT,
     objective: Any = ridge,
     outer_objective: Any = readout,
+    preconditioner: Any = None,
 ) -> jax.Array:
-    problem = bilevel.Problem(objective, outer_objective)
+    problem = bilevel.Problem(objective, outer_objective, preconditioner=preconditioner)
     evaluate = bilevel.value_and_hypergradient(problem, solver, rule, certify=False)
     batches = bilevel.Batches(DATA, None)
     return jax.jit(lambda x: evaluate(START, x, batches).gradient)(OUTER)
@@ -125,7 +131,8 @@ def test_implicit_with_a_preconditioner(closed_form: jax.Array):
         entries = jnp.mean(batch.features**2, axis=0) + jnp.exp(x)
         return lambda r: r / entries
 
-    got = hypergradient(implicit(preconditioner=diagonal))
+    given = preconditioners.from_function(diagonal)
+    got = hypergradient(implicit(), preconditioner=given)
     assert distance(got, closed_form) <= 1e-8
 
 
@@ -445,7 +452,7 @@ def test_difference_of_nudged_states_is_the_adjoint(state: jax.Array):
         minimise(lambda w, b=b: curved(w, OUTER, DATA) + b * jnp.vdot(slope_at, w))
         for b in (-beta, beta)
     ]
-    assert distance((ends[0] - ends[1]) / (2 * beta), out.warm_start) <= 1e-5
+    assert distance((ends[0] - ends[1]) / (2 * beta), out.warm_start.rule) <= 1e-5
 
 
 # A nudge for every element: quantisers.

@@ -126,7 +126,7 @@ def test_warm_start_saves_steps_and_can_be_switched_off(update: Any):
         steps[warm] = int(info.inner_steps)
         if not warm:
             assert not jnp.any(state.inner)
-            assert state.warm_start is None
+            assert state.warm_start == (None, None)
     assert steps[True] < steps[False]
 
 
@@ -147,7 +147,7 @@ def test_projection_certificate_and_optimizer_state():
     assert bool(jnp.any((state.outer == -1.0) | (state.outer == 0.5)))
     assert bool(info.trustworthy)
     assert int(optax.tree.get(state.outer_state, "count")) == 2
-    assert state.warm_start is None  # this rule has no adjoint to keep
+    assert state.warm_start == (None, None)  # this rule has no adjoint to keep
 
 
 @pytest.mark.thorough
