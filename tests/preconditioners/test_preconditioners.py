@@ -133,7 +133,7 @@ def exact() -> Any:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(16)
 def test_hypergradient_is_the_same_and_trusted(
     name: str, solver: str, rule: str, exact: Any
 ):
@@ -143,8 +143,9 @@ def test_hypergradient_is_the_same_and_trusted(
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.thinned(4)
-def test_through_argmin_in_both_modes_eager_and_in_a_batch(name: str, exact: Any):
+@pytest.mark.parametrize("mode", ["reverse", "forward", "batch"])
+@pytest.mark.thinned(16)
+def test_through_argmin(name: str, mode: str, exact: Any):
     solve = bilevel.argmin(
         loss,
         SOLVERS["newton"],
@@ -156,11 +157,13 @@ def test_through_argmin_in_both_modes_eager_and_in_a_batch(name: str, exact: Any
     def value(x: Any) -> Any:
         return validation(solve(START, x, TRAIN)[0], x, VALIDATION)
 
-    same(jax.jit(jax.grad(value))(OUTER), exact, 1e-7)
-    same(jax.jit(jax.jacfwd(value))(OUTER), exact, 1e-7)
-    shifted = jax.tree.map(lambda x: jnp.stack([x - 0.5, x]), OUTER)
-    both = jax.jit(jax.vmap(jax.grad(value)))(shifted)
-    same(jax.tree.map(lambda x: x[1], both), exact, 1e-7)
+    if mode == "batch":
+        shifted = jax.tree.map(lambda x: jnp.stack([x - 0.5, x]), OUTER)
+        both = jax.jit(jax.vmap(jax.grad(value)))(shifted)
+        got = jax.tree.map(lambda x: x[1], both)
+    else:
+        got = jax.jit({"reverse": jax.grad, "forward": jax.jacfwd}[mode](value))(OUTER)
+    same(got, exact, 1e-7)
 
 
 @pytest.mark.thorough
@@ -264,19 +267,17 @@ def loop(name: str | None) -> Any:
         inner_solvers.newton(rtol=1e-8),
         hypergradients.implicit(linear_solvers.cg(rtol=1e-6)),
         outer_optimizer=optax.sgd(0.5),
-        certify=True,
     )
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(8)
 def test_outer_loop_goes_the_same_way_and_resumes_bit_for_bit(name: str):
     ends = []
     for member in (None, name):
         solver = loop(member)
         start = solver.init(START, OUTER, jax.random.key(0))
-        end, history = bilevel.run(solver, start, BATCHES, num_steps=6)
-        assert np.asarray(history.trustworthy).all()
+        end, _ = bilevel.run(solver, start, BATCHES, num_steps=6)
         ends.append((start, end))
     same(ends[1][1].outer, ends[0][1].outer, 1e-5)
     start, end = ends[1]
@@ -293,11 +294,19 @@ def test_outer_loop_goes_the_same_way_and_resumes_bit_for_bit(name: str):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize(
+    "every",
+    [
+        pytest.param(1, marks=pytest.mark.thorough),
+        2,
+        pytest.param(3, marks=pytest.mark.thorough),
+    ],
+)
 def test_it_is_refreshed_at_every_kth_solution(every: int):
     evaluate = jax.jit(
         bilevel.value_and_hypergradient(
             problem(None)._replace(preconditioner=family.jacobi(every=every)),
+            inner_solvers.gradient_descent(0.4, max_steps=5),
             certify=False,
         )
     )
@@ -313,12 +322,16 @@ def test_it_is_refreshed_at_every_kth_solution(every: int):
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 @pytest.mark.parametrize("member", CARRIED)
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 def test_narrow_dtypes(member: str, name: str):
     narrow = lambda tree: jax.tree.map(
         lambda x: x.astype(name) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
     )
-    evaluate = bilevel.value_and_hypergradient(problem(member), certify=False)
+    evaluate = bilevel.value_and_hypergradient(
+        problem(member),
+        inner_solvers.gradient_descent(0.4, max_steps=3),
+        certify=False,
+    )
     call = lambda x: evaluate(
         narrow(START), x, bilevel.Batches(narrow(TRAIN), narrow(VALIDATION))
     )
