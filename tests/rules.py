@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import extensions
 import jax
 import jax.numpy as jnp
 from reference_problems import Data, ridge_data, separable_data
@@ -120,6 +121,17 @@ ROWS = (
             )
         ),
         data=separable_data,
+    ),
+)
+
+
+# Written as an outsider would, in one file each; in no table of README.
+EXTENSIONS = (
+    Row(
+        "extension: finite difference",
+        _constant(extensions.finite_difference(STEP_SIZE)),
+        tolerance=1e-6,
+        inverse=_identity,
     ),
 )
 

@@ -7,6 +7,7 @@ the derivative in c is held against the closed form, by every rule that knows it
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import extensions
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -358,6 +359,7 @@ CORNERS = jnp.array([1.0, 2.0, 4.0])
         implicit(linear_solvers.dense()),
         implicit(linear_solvers.normal_cg()),
         implicit(linear_solvers.dense(symmetric=False)),
+        implicit(extensions.minres(rtol=1e-12)),
     ],
 )
 def test_saddle_of_a_lagrangian_is_right_and_trusted(rule: Any):

@@ -32,7 +32,7 @@ from reference_problems import (
     ridge,
     ridge_solution,
 )
-from rules import ROWS, STEP_SIZE, VARIANTS, Row
+from rules import EXTENSIONS, ROWS, STEP_SIZE, VARIANTS, Row
 
 # What the columns share.
 
@@ -495,7 +495,7 @@ CELLS = [
         id=f"{row.name}-{column}",
         marks=pytest.mark.thorough if row.name in VARIANTS else [],
     )
-    for row in ROWS
+    for row in (*ROWS, *EXTENSIONS)
     for column in COLUMNS
 ]
 

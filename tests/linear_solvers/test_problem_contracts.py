@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import extensions
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ ROWS = {
     "dense, LU": dense(symmetric=False),
     "neumann": neumann(0.4, 200),
     "normal_cg": normal_cg(),
+    "extension: minres": extensions.minres(),
 }
 every_solver = pytest.mark.parametrize("name", ROWS)
 
