@@ -3,15 +3,13 @@
 min over x of F(w*(x), x)     where   w*(x) = argmin over w of G(w, x)
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from bilevel import energy as energy
 from bilevel import hypergradients as hypergradients
 from bilevel import inner_solvers as inner_solvers
 from bilevel import linear_solvers as linear_solvers
-from bilevel import number_formats as number_formats
 from bilevel import preconditioners as preconditioners
-from bilevel import quantized as quantized
 from bilevel import samplers as samplers
 from bilevel import solvers as solvers
 from bilevel.argmin import argmin as argmin
@@ -26,6 +24,9 @@ from bilevel.value_and_hypergradient import (
 )
 
 if TYPE_CHECKING:
+    from bilevel import energy as energy
+    from bilevel import number_formats as number_formats
+    from bilevel import quantized as quantized
     from bilevel.experiments.launch import launch as launch
     from bilevel.experiments.loaded import load_run as load_run
 
@@ -52,16 +53,24 @@ __all__ = [
 ]
 
 
+# Imported when asked for: packages that need flax, and functions that launch programs.
+_PACKAGES = ("energy", "number_formats", "quantized")
+_FUNCTIONS = {
+    "launch": "bilevel.experiments.launch",
+    "load_run": "bilevel.experiments.loaded",
+}
+
 if not TYPE_CHECKING:  # to a type checker it would give the package any attribute
 
     def __getattr__(name: str) -> Any:
-        """Loads `launch` and `load_run` when asked for: libraries need neither."""
-        if name == "launch":
-            from bilevel.experiments.launch import launch
-
-            return launch
-        if name == "load_run":
-            from bilevel.experiments.loaded import load_run
-
-            return load_run
+        """Imports a name when it is first asked for."""
+        if name in _PACKAGES:
+            return importlib.import_module(f"bilevel.{name}")
+        if name in _FUNCTIONS:
+            value = getattr(importlib.import_module(_FUNCTIONS[name]), name)
+            globals()[name] = value
+            return value
         raise AttributeError(f"module 'bilevel' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
