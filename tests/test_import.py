@@ -15,7 +15,7 @@ def run(code: str) -> None:
 def test_import_loads_neither_flax_nor_packages_that_need_it():
     run("""
 import sys, bilevel
-heavy = {"flax", "orbax", "matplotlib", "sklearn", "absl.app"}
+heavy = {"flax", "orbax", "matplotlib", "sklearn"}
 heavy |= {f"bilevel.{name}" for name in ("energy", "quantized", "number_formats")}
 heavy |= {"bilevel.experiments", "bilevel.datasets"}
 found = heavy & set(sys.modules)

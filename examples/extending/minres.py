@@ -53,8 +53,8 @@ def minres(*, rtol: float = 1e-8, max_steps: int = 1000) -> LinearSolver:
         (u, *_, seen), count = iterate_until(step, start, is_done, max_steps=max_steps)
         residual, length = trees.norm(trees.sub(b, matvec(u))), trees.norm(u)
         error = residual / jnp.where(size > 0, seen[2] * length, 1)
-        known = (*seen[1:], jnp.nan * one)
-        info = LinearInfo(residual, error, count, residual <= 1e3 * eps, *known)
+        converged, unknown = residual <= 1e3 * eps, jnp.nan * one
+        info = LinearInfo(residual, error, count, converged, seen[1], seen[2], unknown)
         return trees.scale(size, u), info
 
     return LinearSolver(solve, needs="symmetric")
