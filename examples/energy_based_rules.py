@@ -11,7 +11,7 @@ from flax import linen
 
 from bilevel import energy, hypergradients
 from bilevel.energy import networks, relaxations
-from bilevel.energy.multi_pass_dual_propagation import Variant
+from bilevel.energy.rules.multi_pass_dual_propagation import Variant
 from bilevel.experiments.config import field
 
 

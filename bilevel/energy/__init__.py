@@ -22,60 +22,64 @@ from bilevel.energy import phases as phases
 from bilevel.energy import relaxations as relaxations
 from bilevel.energy import transports as transports
 from bilevel.energy.activations import Activation as Activation
-from bilevel.energy.back_propagation import back_propagation as back_propagation
-from bilevel.energy.by_hypergradient import by_hypergradient as by_hypergradient
 from bilevel.energy.check_estimator import (
     check_estimator as check_estimator,
-)
-from bilevel.energy.contrastive_hebbian_learning import (
-    contrastive_hebbian_learning as contrastive_hebbian_learning,
 )
 from bilevel.energy.costs import Cost as Cost
 from bilevel.energy.costs import cross_entropy as cross_entropy
 from bilevel.energy.costs import squared_error as squared_error
-from bilevel.energy.coupled_learning import coupled_learning as coupled_learning
-from bilevel.energy.difference_target_propagation import (
-    difference_target_propagation as difference_target_propagation,
-)
-from bilevel.energy.direct_feedback_alignment import (
-    direct_feedback_alignment as direct_feedback_alignment,
-)
-from bilevel.energy.dual_propagation import dual_propagation as dual_propagation
-from bilevel.energy.equilibrium_propagation import (
-    equilibrium_propagation as equilibrium_propagation,
-)
-from bilevel.energy.feedback_alignment import feedback_alignment as feedback_alignment
 from bilevel.energy.feedforward import Feedforward as Feedforward
 from bilevel.energy.feedforward import feedforward as feedforward
-from bilevel.energy.fenchel_back_propagation import (
-    fenchel_back_propagation as fenchel_back_propagation,
-)
-from bilevel.energy.holomorphic_equilibrium_propagation import (
-    holomorphic_equilibrium_propagation as holomorphic_equilibrium_propagation,
-)
-from bilevel.energy.incremental_predictive_coding import (
-    incremental_predictive_coding as incremental_predictive_coding,
-)
-from bilevel.energy.kolen_pollack import kolen_pollack as kolen_pollack
 from bilevel.energy.learning_rule import Aligned as Aligned
 from bilevel.energy.learning_rule import Aux as Aux
 from bilevel.energy.learning_rule import LearningRule as LearningRule
-from bilevel.energy.lpom import lpom as lpom
-from bilevel.energy.multi_pass_dual_propagation import (
+from bilevel.energy.networks import EnergyNetwork as EnergyNetwork
+from bilevel.energy.relaxations import Relaxation as Relaxation
+from bilevel.energy.rules.back_propagation import back_propagation as back_propagation
+from bilevel.energy.rules.by_hypergradient import by_hypergradient as by_hypergradient
+from bilevel.energy.rules.contrastive_hebbian_learning import (
+    contrastive_hebbian_learning as contrastive_hebbian_learning,
+)
+from bilevel.energy.rules.coupled_learning import coupled_learning as coupled_learning
+from bilevel.energy.rules.difference_target_propagation import (
+    difference_target_propagation as difference_target_propagation,
+)
+from bilevel.energy.rules.direct_feedback_alignment import (
+    direct_feedback_alignment as direct_feedback_alignment,
+)
+from bilevel.energy.rules.dual_propagation import dual_propagation as dual_propagation
+from bilevel.energy.rules.equilibrium_propagation import (
+    equilibrium_propagation as equilibrium_propagation,
+)
+from bilevel.energy.rules.feedback_alignment import (
+    feedback_alignment as feedback_alignment,
+)
+from bilevel.energy.rules.fenchel_back_propagation import (
+    fenchel_back_propagation as fenchel_back_propagation,
+)
+from bilevel.energy.rules.holomorphic_equilibrium_propagation import (
+    holomorphic_equilibrium_propagation as holomorphic_equilibrium_propagation,
+)
+from bilevel.energy.rules.incremental_predictive_coding import (
+    incremental_predictive_coding as incremental_predictive_coding,
+)
+from bilevel.energy.rules.kolen_pollack import kolen_pollack as kolen_pollack
+from bilevel.energy.rules.lpom import lpom as lpom
+from bilevel.energy.rules.multi_pass_dual_propagation import (
     multi_pass_dual_propagation as multi_pass_dual_propagation,
 )
-from bilevel.energy.networks import EnergyNetwork as EnergyNetwork
-from bilevel.energy.predictive_coding import predictive_coding as predictive_coding
-from bilevel.energy.recurrent_back_propagation import (
+from bilevel.energy.rules.predictive_coding import (
+    predictive_coding as predictive_coding,
+)
+from bilevel.energy.rules.recurrent_back_propagation import (
     recurrent_back_propagation as recurrent_back_propagation,
 )
-from bilevel.energy.relaxations import Relaxation as Relaxation
-from bilevel.energy.sign_symmetry import sign_symmetry as sign_symmetry
-from bilevel.energy.state_solver import state_solver as state_solver
-from bilevel.energy.truncated_back_propagation_through_time import (
+from bilevel.energy.rules.sign_symmetry import sign_symmetry as sign_symmetry
+from bilevel.energy.rules.truncated_back_propagation_through_time import (
     truncated_back_propagation_through_time as truncated_back_propagation_through_time,
 )
-from bilevel.energy.z_il import z_il as z_il
+from bilevel.energy.rules.z_il import z_il as z_il
+from bilevel.energy.state_solver import state_solver as state_solver
 
 __all__ = [
     "Activation",

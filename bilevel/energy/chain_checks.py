@@ -7,19 +7,19 @@ import jax
 
 from bilevel import trees
 from bilevel.energy import networks, relaxations
-from bilevel.energy.back_propagation import back_propagation
 from bilevel.energy.checks import Check, close, order
 from bilevel.energy.costs import Cost
-from bilevel.energy.dual_propagation import dual_propagation
-from bilevel.energy.feedback_alignment import feedback_alignment
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.fenchel_back_propagation import fenchel_back_propagation
 from bilevel.energy.learning_rule import Aligned, LearningRule
-from bilevel.energy.lpom import lpom
-from bilevel.energy.multi_pass_dual_propagation import multi_pass_dual_propagation
 from bilevel.energy.phases import Data
-from bilevel.energy.predictive_coding import predictive_coding
-from bilevel.energy.z_il import z_il
+from bilevel.energy.rules.back_propagation import back_propagation
+from bilevel.energy.rules.dual_propagation import dual_propagation
+from bilevel.energy.rules.feedback_alignment import feedback_alignment
+from bilevel.energy.rules.fenchel_back_propagation import fenchel_back_propagation
+from bilevel.energy.rules.lpom import lpom
+from bilevel.energy.rules.multi_pass_dual_propagation import multi_pass_dual_propagation
+from bilevel.energy.rules.predictive_coding import predictive_coding
+from bilevel.energy.rules.z_il import z_il
 from bilevel.trees import Tree
 
 

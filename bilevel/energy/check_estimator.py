@@ -11,16 +11,16 @@ from bilevel.energy import chain_checks, phases, relaxations
 from bilevel.energy.analytic import not_analytic
 from bilevel.energy.checks import Check, close, is_a_sum, left_out, order
 from bilevel.energy.costs import Cost
-from bilevel.energy.coupled_learning import coupled_learning
-from bilevel.energy.equilibrium_propagation import equilibrium_propagation
 from bilevel.energy.feedforward import Feedforward
-from bilevel.energy.holomorphic_equilibrium_propagation import (
+from bilevel.energy.networks.base import EnergyNetwork, replaced
+from bilevel.energy.relaxations import Relaxation
+from bilevel.energy.rules.coupled_learning import coupled_learning
+from bilevel.energy.rules.equilibrium_propagation import equilibrium_propagation
+from bilevel.energy.rules.holomorphic_equilibrium_propagation import (
     holomorphic_equilibrium_propagation,
 )
-from bilevel.energy.networks.base import EnergyNetwork, replaced
-from bilevel.energy.recurrent_back_propagation import recurrent_back_propagation
-from bilevel.energy.relaxations import Relaxation
-from bilevel.energy.truncated_back_propagation_through_time import (
+from bilevel.energy.rules.recurrent_back_propagation import recurrent_back_propagation
+from bilevel.energy.rules.truncated_back_propagation_through_time import (
     truncated_back_propagation_through_time,
 )
 from bilevel.trees import Tree

@@ -9,7 +9,6 @@ from bilevel.number_formats import NumberFormat
 from bilevel.number_formats.recipe import made_by
 from bilevel.number_formats.scaled import quotient
 from bilevel.quantized.levels import ends_of
-from bilevel.quantized.lsq import scaled_round
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -17,6 +16,7 @@ from bilevel.quantized.quantizer import (
     as_they_are,
     unchanged,
 )
+from bilevel.quantized.quantizers.lsq import scaled_round
 from bilevel.quantized.scales import (
     Scale,
     channels_of,

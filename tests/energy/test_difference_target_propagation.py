@@ -9,11 +9,11 @@ from energy.networks import KEY, Conv, Dense, convolutional, data, dense, relati
 from flax import linen
 
 from bilevel import energy
-from bilevel.energy.difference_target_propagation import (
+from bilevel.energy.learning_rule import Aligned
+from bilevel.energy.rules.difference_target_propagation import (
     Inverse,
     difference_target_propagation,
 )
-from bilevel.energy.learning_rule import Aligned
 
 COST = energy.cross_entropy()
 SIZE = 5

@@ -8,7 +8,7 @@ from energy.networks import KEY, convolutional, data, dense, relative_error
 from flax import linen
 
 from bilevel import energy
-from bilevel.energy.fenchel_back_propagation import fenchel_back_propagation
+from bilevel.energy.rules.fenchel_back_propagation import fenchel_back_propagation
 
 COST = energy.squared_error()
 BETAS = (0.3, 0.7)

@@ -9,7 +9,7 @@ import pytest
 from energy.networks import KEY, Dense, convolutional, data, dense, relative_error
 
 from bilevel import energy
-from bilevel.energy.multi_pass_dual_propagation import multi_pass_dual_propagation
+from bilevel.energy.rules.multi_pass_dual_propagation import multi_pass_dual_propagation
 
 COST = energy.cross_entropy()
 ORDERS = ("backward", "forward_backward", "forward", "odd_even", "even_odd")

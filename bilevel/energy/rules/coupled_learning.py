@@ -4,11 +4,11 @@ from typing import Literal
 
 from bilevel.energy.contrastive import contrastive
 from bilevel.energy.costs import Cost
-from bilevel.energy.equilibrium_propagation import signed
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.nudges import check_beta
 from bilevel.energy.relaxations import Relaxation
+from bilevel.energy.rules.equilibrium_propagation import signed
 
 
 def coupled_learning(

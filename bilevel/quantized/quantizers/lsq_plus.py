@@ -11,7 +11,6 @@ from bilevel.number_formats import NumberFormat
 from bilevel.number_formats.recipe import made_by
 from bilevel.number_formats.scaled import quotient
 from bilevel.quantized.levels import ends_of
-from bilevel.quantized.lsq import only_positive, scaled_round
 from bilevel.quantized.quantizer import (
     At,
     Codes,
@@ -20,6 +19,7 @@ from bilevel.quantized.quantizer import (
     as_they_are,
     unchanged,
 )
+from bilevel.quantized.quantizers.lsq import only_positive, scaled_round
 from bilevel.quantized.scales import least_squares
 
 

@@ -6,9 +6,9 @@ import optax
 
 from bilevel import number_formats
 from bilevel.number_formats.recipe import made_by
-from bilevel.quantized.binary_connect import require_key
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.quantizer import At, Quantizer, positive, with_slope
+from bilevel.quantized.quantizers.binary_connect import require_key
 
 TINY = 1e-10  # as published
 

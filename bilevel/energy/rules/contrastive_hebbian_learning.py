@@ -2,10 +2,10 @@
 
 from bilevel.energy.contrastive import contrastive
 from bilevel.energy.costs import Cost
-from bilevel.energy.coupled_learning import require_output
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.relaxations import Relaxation
+from bilevel.energy.rules.coupled_learning import require_output
 from bilevel.hypergradients.stencils import one_sided
 
 

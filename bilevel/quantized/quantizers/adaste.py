@@ -7,11 +7,11 @@ import numpy as np
 from bilevel.number_formats import NumberFormat
 from bilevel.number_formats.recipe import made_by
 from bilevel.quantized import energies
-from bilevel.quantized.adaste_as_released import as_released_rule
 from bilevel.quantized.elementwise import elementwise
 from bilevel.quantized.levels import Levels, levels_of
 from bilevel.quantized.nudged_argmin import nudged_argmin
 from bilevel.quantized.quantizer import At, Quantizer, Schedule, positive, value_at
+from bilevel.quantized.quantizers.adaste_as_released import as_released_rule
 from bilevel.quantized.scales import Scale
 
 

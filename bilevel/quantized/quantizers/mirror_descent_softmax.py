@@ -15,7 +15,7 @@ from bilevel.quantized.quantizer import (
     value_at,
     with_slope,
 )
-from bilevel.quantized.softmax_projection import mean_level, on_simplex
+from bilevel.quantized.quantizers.softmax_projection import mean_level, on_simplex
 
 
 def mirror_descent_softmax(

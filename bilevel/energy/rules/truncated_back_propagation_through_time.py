@@ -1,11 +1,11 @@
 """Truncated back-propagation through time: through the last steps of the relaxation."""
 
 from bilevel import hypergradients
-from bilevel.energy.by_hypergradient import by_hypergradient
 from bilevel.energy.costs import Cost
 from bilevel.energy.learning_rule import LearningRule
 from bilevel.energy.networks.base import EnergyNetwork
 from bilevel.energy.relaxations.sweeps import Order
+from bilevel.energy.rules.by_hypergradient import by_hypergradient
 from bilevel.energy.state_solver import state_solver
 
 
