@@ -42,7 +42,7 @@ def argmin(
     The result may be used in any JAX program: `jit`, `grad`, `vmap`, in a Flax model,
     in another argmin.  Gradients flow to the outer variable, to the floating-point
     leaves of the batch, and to traced values that the objective closes over.  Which
-    transformations a rule supports: README, "What works with what".
+    transformations a rule supports: examples/guide/rules.md.
 
     Args:
         objective: G, `(inner, outer, batch) -> scalar`, or `(scalar, aux)`.

@@ -518,7 +518,7 @@ def test_every_rule_has_a_row():
     assert names == factories
 
 
-# README's copy.
+# The guide's copy.
 
 BEGIN, END = "<!-- rules-table -->", "<!-- /rules-table -->"
 NOTES = """\
@@ -543,9 +543,9 @@ def table() -> str:
     return "\n".join([*lines, "", NOTES])
 
 
-def test_readme_holds_this_table():
-    readme = Path(__file__).parents[2] / "README.md"
-    text = readme.read_text(encoding="utf-8")
+def test_guide_holds_this_table():
+    page = Path(__file__).parents[2] / "examples" / "guide" / "rules.md"
+    text = page.read_text(encoding="utf-8")
     copy = text.split(BEGIN, 1)[1].split(END, 1)[0]
     # Otherwise: python tests/hypergradients/test_contracts.py, and paste.
     assert copy.strip() == table()

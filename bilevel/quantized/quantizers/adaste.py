@@ -66,7 +66,7 @@ def adaste(
             is at most 2 / floor times g for binary weights, centred 1 / floor. 0 for
             the plain rule.
         centred: nudge to both sides; advised for small batches. Without it they need a
-            mean of g over thousands of steps (README, "Quantised training").
+            mean of g over thousands of steps (examples/guide/quantized.md).
         scale: of the levels, from the weights, see `scales`; all else is in units of
             it, and it is a constant for gradients.
         as_released: the published code's multiplier of g instead, without floor, binary
