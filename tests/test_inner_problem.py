@@ -362,23 +362,27 @@ CORNERS = jnp.array([1.0, 2.0, 4.0])
         implicit(extensions.minres(rtol=1e-12)),
     ],
 )
-def test_saddle_of_a_lagrangian_is_right_and_trusted(rule: Any):
+@pytest.mark.parametrize(
+    "jit", [True, pytest.param(False, marks=pytest.mark.thorough)], ids=["jit", "eager"]
+)
+def test_saddle_of_a_lagrangian_is_right_and_trusted(rule: Any, jit: bool):
     """w = x - mean(x) + 1/3, F = |w|^2 / 2: dF/dx = w - mean(w)."""
     solver = inner_solvers.closed_form(kkt, structure="symmetric")
     problem = bilevel.Problem(lagrangian, lambda z, x, b: jnp.sum(z["w"] ** 2) / 2)
     evaluate = bilevel.value_and_hypergradient(problem, solver, rule)
     start = {"w": jnp.zeros(3), "l": jnp.zeros(())}
-    for call in (evaluate, jax.jit(evaluate)):
-        out = call(start, CORNERS)
-        np.testing.assert_allclose(out.gradient, [-4 / 3, -1 / 3, 5 / 3], rtol=1e-9)
-        assert bool(out.info.trustworthy), out.info
+    compiled = jax.jit if jit else lambda function: function
+    out = compiled(evaluate)(start, CORNERS)
+    np.testing.assert_allclose(out.gradient, [-4 / 3, -1 / 3, 5 / 3], rtol=1e-9)
+    assert bool(out.info.trustworthy), out.info
     solve = bilevel.argmin(lagrangian, solver, rule, on_untrustworthy="nan")
     loss = lambda x: jnp.sum(solve(start, x)[0]["w"] ** 2) / 2
-    got = jax.grad(loss)(CORNERS)
+    got = compiled(jax.grad(loss))(CORNERS)
     np.testing.assert_allclose(got, [-4 / 3, -1 / 3, 5 / 3], rtol=1e-9)
-    np.testing.assert_allclose(jax.jacfwd(loss)(CORNERS), got, rtol=1e-9)
-    projector = jnp.eye(3) - 1 / 3
-    np.testing.assert_allclose(jax.hessian(loss)(CORNERS), projector, atol=1e-9)
+    forward = compiled(jax.jacfwd(loss))(CORNERS)
+    np.testing.assert_allclose(forward, got, rtol=1e-9)
+    hessian = compiled(jax.hessian(loss))(CORNERS)
+    np.testing.assert_allclose(hessian, jnp.eye(3) - 1 / 3, atol=1e-9)
 
 
 def test_saddle_that_is_not_said_to_be_one_is_not_trusted():

@@ -74,7 +74,16 @@ ROWS = {
         num_steps=400,
     ),
 }
-every_solver = pytest.mark.parametrize("name", ROWS)
+# Variants of `two_loop` stay in the default tests once.
+every_solver = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.thorough if name.startswith("two_loop,") else []
+        )
+        for name in ROWS
+    ],
+)
 
 
 def points(seed: int, num: int, dtype: Any = jnp.float64) -> Any:
@@ -102,7 +111,7 @@ def equal(a: Any, b: Any, rtol: float = 0.0) -> None:
         np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol)
 
 
-@every_solver
+@pytest.mark.parametrize("name", ROWS)
 def test_reaches_the_solution(name: str):
     """x = TARGET and shift = 1, at which w = x."""
     solver, state = start(name)
