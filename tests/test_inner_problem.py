@@ -355,13 +355,14 @@ CORNERS = jnp.array([1.0, 2.0, 4.0])
 @pytest.mark.parametrize(
     "rule",
     [
-        None,
-        implicit(linear_solvers.dense()),
-        implicit(linear_solvers.normal_cg()),
-        implicit(linear_solvers.dense(symmetric=False)),
-        implicit(extensions.minres(rtol=1e-12)),
+        pytest.param(None, id="default"),
+        pytest.param(implicit(linear_solvers.dense()), id="dense"),
+        pytest.param(implicit(linear_solvers.normal_cg()), id="normal_cg"),
+        pytest.param(implicit(linear_solvers.dense(symmetric=False)), id="dense, LU"),
+        pytest.param(implicit(extensions.minres(rtol=1e-12)), id="extension: minres"),
     ],
 )
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     "jit", [True, pytest.param(False, marks=pytest.mark.thorough)], ids=["jit", "eager"]
 )
