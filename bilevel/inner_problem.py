@@ -37,12 +37,15 @@ class Parameters(NamedTuple):
         constants: by the name of each function of the user's, the values that it closes
             over, as a list of arrays.
         preconditioner: its state, on which no solution depends; None for none.
+        tolerance: `[]`, a relative accuracy that is enough for now, in place of finer
+            defaults of solvers (one that a user chose stays); None for none.
     """
 
     outer: Tree
     batch: Any
     constants: dict[str, list[Any]]
     preconditioner: Any = None
+    tolerance: jax.Array | None = None
 
 
 class UserFunction(NamedTuple):

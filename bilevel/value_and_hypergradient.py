@@ -42,10 +42,13 @@ class WarmStart(NamedTuple):
     Attributes:
         rule: what the rule starts from, of any kind; None for nothing.
         preconditioner: its state; None where there is none.
+        tolerance: `[]`, a relative accuracy of the solution and the adjoint that is
+            enough next time, for rules that follow it; None for the solvers' own.
     """
 
     rule: Any = None
     preconditioner: Carried | None = None
+    tolerance: jax.Array | None = None
 
 
 class HypergradientResult(NamedTuple):
@@ -245,6 +248,8 @@ def _evaluate(
     rule, has_aux, rtol = settings
     of_inner, of_outer = parameters
     outer = of_inner.outer
+    if rule.follows_tolerance:
+        of_inner = of_inner._replace(tolerance=warm_start.tolerance)
     start = jax.lax.stop_gradient(lower.start(inner0, of_inner))
     of_inner = carried.before_solve(lower, start, of_inner, warm_start.preconditioner)
     differentiated = Differentiated(

@@ -60,6 +60,7 @@ def implicit(linear_solver: LinearSolver | None = None) -> Hypergradient:
         pullback=partial(_pullback, linear_solver),
         attach=partial(_attach, linear_solver),
         init=trees.zeros_like,
+        follows_tolerance=True,
     )
 
 
@@ -71,18 +72,26 @@ def _solver_for(given: LinearSolver | None, problem: InnerProblem) -> LinearSolv
     return given
 
 
-def _recording(solver: LinearSolver, problem: InnerProblem) -> Solve:
-    """The solver's own solve, with pairs where the preconditioner learns from them."""
+def _adapted(
+    solver: LinearSolver, problem: InnerProblem, enough: jax.Array | None
+) -> Solve:
+    """The solver's solve, with pairs where the preconditioner learns from them.
+
+    Args:
+        solver: of the adjoint equation.
+        problem: the inner problem.
+        enough: the accuracy that is enough, or None.
+    """
     preconditioner = problem.preconditioner
     if preconditioner is None or preconditioner.num_pairs == 0:
-        return solver.solve
-    if solver.recording is None:
+        return solver.adapted(0, enough) if solver.adapted else solver.solve
+    if solver.adapted is None:
         raise ValueError(
             f"the preconditioner {preconditioner.name!r} learns from the directions of "
             "the adjoint solve, and this linear solver records none. Use "
             "linear_solvers.cg(), or another preconditioner."
         )
-    return solver.recording(preconditioner.num_pairs)
+    return solver.adapted(preconditioner.num_pairs, enough)
 
 
 def _pullback(
@@ -98,8 +107,9 @@ def _pullback(
     is_symmetric = problem.solver.structure != "general"
     if not is_symmetric:
         matvec = transposed(matvec, inner)
-    precondition = inverse(problem.oracle, solved.differentiated.parameters())
-    call = _recording(solver, problem)
+    parameters = solved.differentiated.parameters()
+    precondition = inverse(problem.oracle, parameters)
+    call = _adapted(solver, problem, parameters.tolerance)
     start = jax.lax.stop_gradient(warm_start)
 
     def solve(mv: Matvec, b: Tree) -> tuple[Tree, LinearInfo]:

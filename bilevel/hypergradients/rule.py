@@ -86,6 +86,8 @@ class Hypergradient(NamedTuple):
         attach: see `Attach`; the default installs `pullback` as a custom vjp.
         init: `inner -> warm start`, what an outer loop carries before the first call:
             a tree of the structure of `Pullback.warm_start`, or None.
+        follows_tolerance: it makes use of `Parameters.tolerance`, and its error is of
+            the size of that; a difference of solutions needs them as exact as can be.
         sees_start: its derivative is that of the program, the initial point included.
         functions: of the user's (a preconditioner), bound with the inner problem:
             `solved.problem.oracle.functions[name]`.
@@ -96,5 +98,6 @@ class Hypergradient(NamedTuple):
     forward: Forward = implicit_forward
     attach: Attach = by_pullback
     init: Callable[[Tree], Any] = no_warm_start
+    follows_tolerance: bool = False
     sees_start: bool = False
     functions: tuple[UserFunction, ...] = ()

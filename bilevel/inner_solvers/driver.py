@@ -43,11 +43,16 @@ class _Carry(NamedTuple):
     stalled: jax.Array
 
 
-def tolerance(solver: InnerSolver, inner: Tree) -> float:
+def tolerance(
+    solver: InnerSolver, inner: Tree, parameters: Parameters
+) -> float | jax.Array:
     """The relative tolerance in force for a point of the dtypes of `inner`."""
     if solver.rtol is not None:
         return solver.rtol
-    return trees.epsilon(inner) ** 0.75
+    finest = trees.epsilon(inner) ** 0.75
+    if parameters.tolerance is None:
+        return finest
+    return jnp.maximum(parameters.tolerance, finest)
 
 
 @jax.named_scope("inner_solve")  # the names of a profile
@@ -63,7 +68,7 @@ def solve(
         first = start(solver, oracle, inner, parameters)
         carry = advance(solver, oracle, first, parameters)
         return carry.inner, report(solver, oracle, carry, parameters, 1)
-    rtol = tolerance(solver, inner)
+    rtol = tolerance(solver, inner, parameters)
 
     def settled(c: _Carry) -> jax.Array:
         return ~(c.relative > rtol) | c.stalled
@@ -192,7 +197,7 @@ def report(
     """The final residual; costs one optimality map."""
     residual_norm = trees.norm(solver.optimality(oracle, carry.inner, parameters))
     relative = _ratio(residual_norm, jnp.maximum(carry.scale, carry.first))
-    rtol = tolerance(solver, carry.inner)
+    rtol = tolerance(solver, carry.inner, parameters)
     small = jnp.minimum(relative, carry.relative) <= rtol
     return InnerInfo(
         residual_norm=residual_norm,

@@ -252,6 +252,8 @@ def _escape(
         jax.tree.unflatten(treedef, random),
         # The solution is not wanted, only the curvature on the way to it.
         Settings(rtol=0.5, max_steps=max_cg_steps),
+        None,
+        inverse(oracle, parameters),  # congruent matrices have eigenvalues of like sign
     )
     value, gradient = oracle.value_and_gradient(inner, parameters)
     vector = _along(last.vector, last.curvature, gradient, inner)

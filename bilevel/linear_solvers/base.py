@@ -25,7 +25,7 @@ class LinearInfo(NamedTuple):
             nan if the solver does not know.
         largest: the largest, likewise.
         pairs: the last directions and their products with A (see
-            `LinearSolver.recording`); None if they were not asked for.
+            `LinearSolver.adapted`); None if they were not asked for.
     """
 
     relative_residual: jax.Array
@@ -67,14 +67,15 @@ class LinearSolver(NamedTuple):
         solve: see `Solve`.
         needs: the structure that A must have.
         damping: what is solved is (A + damping I) u = b.
-        recording: `num_pairs -> Solve` that also reports pairs, for preconditioners
-            that learn from them; None for a solver that has none.
+        adapted: `(num_pairs, tolerance) -> Solve` that reports so many pairs, and stops
+            at the tolerance where its own is a finer default (None: at its own); None
+            for a solver that cannot.
     """
 
     solve: Solve
     needs: Structure = "general"
     damping: float = 0.0
-    recording: Callable[[int], Solve] | None = None
+    adapted: Callable[[int, jax.Array | None], Solve] | None = None
 
 
 _ORDER: tuple[Structure, ...] = ("positive_definite", "symmetric", "general")

@@ -62,7 +62,7 @@ def cg(
     if not (damping >= 0 and math.isfinite(damping)):
         raise ValueError(f"cg: damping must be finite and >= 0, got {damping}.")
 
-    def recording(num_pairs: int) -> Solve:
+    def adapted(num_pairs: int, enough: jax.Array | None) -> Solve:
         def solve(
             matvec: Matvec,
             rhs: Tree,
@@ -70,16 +70,18 @@ def cg(
             precondition: Matvec | None = None,
         ) -> tuple[Tree, LinearInfo]:
             tolerance = default_rtol(rhs) if rtol is None else rtol
+            if rtol is None and enough is not None:
+                tolerance = jnp.maximum(enough, tolerance)
             settings = Settings(tolerance, cap, damping, num_pairs=num_pairs)
             return conjugate_gradients(matvec, rhs, settings, initial, precondition)[:2]
 
         return solve
 
     return LinearSolver(
-        recording(0),
+        adapted(0, None),
         needs="positive_definite",
         damping=float(damping),
-        recording=recording,
+        adapted=adapted,
     )
 
 

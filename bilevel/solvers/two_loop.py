@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import checks, hypergradients, inner_solvers, trees
+from bilevel.argument_checks import default_rtol
 from bilevel.hypergradients import Hypergradient
 from bilevel.inner_solvers import InnerSolver
 from bilevel.preconditioners import carried
@@ -25,6 +26,8 @@ class TwoLoopState(NamedTuple):
         outer_state: of the outer optimiser.
         warm_start: what the next pull-back of the rule starts from, and the state of
             the preconditioner.
+        last_gradient: `[]`, the norm of the last hypergradient; 0 before the first.
+        largest_gradient: `[]`, that of the largest so far.
         step: `[]` int32, updates made.
         key: `[]` typed PRNG key, of which the streams are drawn.
     """
@@ -33,6 +36,8 @@ class TwoLoopState(NamedTuple):
     outer: Tree
     outer_state: Any
     warm_start: WarmStart
+    last_gradient: jax.Array
+    largest_gradient: jax.Array
     step: jax.Array
     key: jax.Array
 
@@ -76,7 +81,7 @@ class TwoLoopInfo(NamedTuple):
     aux: Any
 
 
-def two_loop(
+def two_loop(  # noqa: PLR0913 - settings, by keyword
     problem: Problem,
     inner_solver: InnerSolver | None = None,
     hypergradient: Hypergradient | None = None,
@@ -86,6 +91,7 @@ def two_loop(
     warm_start: bool = True,
     rtol: float | None = None,
     certify: bool | int = False,
+    adaptive: bool = False,
 ) -> Solver[TwoLoopState, TwoLoopInfo]:
     """w_t = argmin G(., x_t);  x_(t+1) = optimizer(x_t, dF(w*(x_t), x_t)/dx).
 
@@ -105,6 +111,11 @@ def two_loop(
             (k, from the first), for one to three linear solves more.  Without it
             `error`, `trustworthy` and `reason` are None (unchecked), and absent from
             histories and logs.
+        adaptive: the tolerances of the inner and of the adjoint solve, where they are
+            the defaults, follow the outer progress: a tenth of the hypergradient's
+            norm, relative to the largest so far, instead of rounding from the first
+            step on.  Of a certified hypergradient the error stays below a tenth of
+            `rtol`.
 
     Returns:
         A `Solver`: `init(inner, outer, key) -> TwoLoopState` and
@@ -114,7 +125,8 @@ def two_loop(
         Cost: that of one `value_and_hypergradient`.
 
     Source: Pedregosa 2016 (HOAG), arXiv:1602.02355, algorithm 1, with an inner solver
-    and a rule of one's choice.
+    and a rule of one's choice; `adaptive` is its decreasing sequence of tolerances,
+    which converges as the hypergradients do.
 
     Example:
         >>> problem = Problem(lambda w, x, b: (w - x) ** 2, lambda w, x, b: w**2)
@@ -127,6 +139,11 @@ def two_loop(
     period = certify if isinstance(certify, bool) else _period(certify)
     rule = hypergradients.implicit() if hypergradient is None else hypergradient
     solver = inner_solvers.newton() if inner_solver is None else inner_solver
+    if adaptive and not rule.follows_tolerance:
+        raise ValueError(
+            f"two_loop(adaptive=True): the rule {rule.name!r} does not follow a "
+            "tolerance. Use hypergradients.implicit(), or adaptive=False."
+        )
     evaluate = value_and_hypergradient(
         problem, solver, rule, rtol=rtol, certify=period > 0
     )
@@ -138,6 +155,7 @@ def two_loop(
         trees.require_float(inner, "inner")
         trees.require_float(outer, "outer")
         inner, outer = trees.as_arrays(inner), trees.as_arrays(outer)
+        zero = jnp.zeros((), trees.real_dtype(outer))
         return TwoLoopState(
             inner=inner,
             outer=outer,
@@ -146,6 +164,8 @@ def two_loop(
                 rule.init(inner) if carries else None,
                 carried.initial(problem.preconditioner, inner),
             ),
+            last_gradient=zero,
+            largest_gradient=zero,
             step=jnp.zeros((), jnp.int32),
             key=key,
         )
@@ -160,13 +180,18 @@ def two_loop(
         )
         inner0 = state.inner if problem.initial is None else None
         when = state.step % period == 0 if period else jnp.zeros((), bool)
-        out = evaluate(inner0, state.outer, batches, state.warm_start, when)
+        start = state.warm_start
+        if adaptive:
+            bound = None if period == 0 else _MARGIN * default_rtol(rtol, state.inner)
+            start = start._replace(tolerance=_enough(state, bound))
+        out = evaluate(inner0, state.outer, batches, start, when)
         updates, outer_state = outer_optimizer.update(
             out.gradient, state.outer_state, state.outer
         )
         outer = optax.apply_updates(state.outer, updates)
         if outer_projection is not None:
             outer = outer_projection(outer)
+        norm = trees.norm(out.gradient)
         new = state._replace(
             inner=out.inner if warm_start else state.inner,
             outer=outer,
@@ -174,11 +199,13 @@ def two_loop(
             warm_start=out.warm_start
             if carries
             else out.warm_start._replace(rule=None),
+            largest_gradient=jnp.fmax(state.largest_gradient, norm),
+            last_gradient=norm,
             step=state.step + 1,
         )
         info = TwoLoopInfo(
             value=out.value,
-            gradient_norm=trees.norm(out.gradient),
+            gradient_norm=norm,
             inner_relative_residual=out.info.inner.relative_residual,
             inner_steps=out.info.inner.num_steps,
             inner_converged=out.info.inner.converged,
@@ -194,6 +221,22 @@ def two_loop(
         return new, info
 
     return Solver(init, update)
+
+
+# Of the accuracy that is asked for, or of the gradient's relative size.
+_MARGIN = 0.1
+
+
+def _enough(state: TwoLoopState, bound: float | None) -> jax.Array:
+    """The relative accuracy of the next hypergradient: HOAG's, from its progress."""
+    largest = state.largest_gradient
+    progress = jnp.where(largest > 0, state.last_gradient / _positive(largest), 1)
+    enough = _MARGIN * jnp.minimum(progress, 1)
+    return enough if bound is None else jnp.minimum(enough, bound)
+
+
+def _positive(x: jax.Array) -> jax.Array:
+    return jnp.where(x > 0, x, 1)
 
 
 def _period(certify: int) -> int:

@@ -67,6 +67,11 @@ ROWS = {
         num_steps=300,
     ),
     "two_loop, preconditioned": Row(preconditioned),
+    "two_loop, adaptive": Row(
+        lambda problem: solvers.two_loop(
+            problem, outer_optimizer=optax.sgd(0.2), adaptive=True
+        )
+    ),
     "extension: three batches": Row(
         lambda problem: extensions.three_batches(
             problem, inner=0.3, adjoint=0.3, outer=0.1

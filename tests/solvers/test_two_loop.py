@@ -17,7 +17,7 @@ from reference_problems import (
 )
 
 import bilevel
-from bilevel import hypergradients, inner_solvers, solvers
+from bilevel import hypergradients, inner_solvers, linear_solvers, solvers
 from bilevel.hypergradients.certificate import REASONS, UNCHECKED
 
 DATA = ridge_data(0)
@@ -166,6 +166,62 @@ def test_every_kth_hypergradient_is_certified(every: int):
     assert "nobody looked" in REASONS[UNCHECKED]
     with pytest.raises(ValueError, match=r"certify .* got 0"):
         solvers.two_loop(PROBLEM, outer_optimizer=optax.sgd(0.2), certify=0)
+
+
+def ill_conditioned(w: Any, x: Any, batch: Any) -> Any:
+    """w* = x on curvatures from 1 to 1e4, with a quartic term beside it."""
+    curvatures = jnp.geomspace(1.0, 1e4, 30)
+    return jnp.sum(curvatures * (w - x) ** 2) / 2 + jnp.sum((w - x) ** 4)
+
+
+def test_tolerances_follow_the_outer_progress():
+    """The same end, by fewer steps; at first loose, in the end as tight as ever."""
+    target = jnp.sin(jnp.arange(30.0))
+    problem = bilevel.Problem(
+        ill_conditioned, lambda w, x, b: jnp.sum((w - target) ** 2)
+    )
+    ends, steps = [], []
+    for adaptive in (False, True):
+        solver = solvers.two_loop(
+            problem, outer_optimizer=optax.sgd(0.3), adaptive=adaptive
+        )
+        state = solver.init(jnp.zeros(30), jnp.zeros(30), jax.random.key(0))
+        state, history = bilevel.run(solver, state, bilevel.Batches(), num_steps=30)
+        assert bool(jnp.all(history.inner_converged))
+        ends.append(state.outer)
+        steps.append(np.asarray(history.adjoint_steps))
+    np.testing.assert_allclose(ends[0], target, atol=1e-6)
+    np.testing.assert_allclose(ends[1], target, atol=1e-6)
+    assert steps[1][:5].sum() < 0.75 * steps[0][:5].sum()
+    assert steps[1].sum() < steps[0].sum()
+
+
+def test_adaptive_tolerances_leave_what_was_chosen_and_what_is_certified():
+    adaptive = {"outer_optimizer": optax.sgd(0.2), "adaptive": True}
+    chosen = hypergradients.implicit(linear_solvers.cg(rtol=1e-10))
+    solver = solvers.two_loop(
+        PROBLEM, inner_solvers.newton(rtol=1e-10), chosen, **adaptive
+    )
+    _, info = jax.jit(solver.update)(
+        solver.init(START, OUTER, jax.random.key(0)), BATCHES
+    )
+    assert float(info.adjoint_relative_residual) <= 1e-9
+    assert float(info.inner_relative_residual) <= 1e-9
+    solver = solvers.two_loop(PROBLEM, certify=True, **adaptive)
+    state = solver.init(START, OUTER, jax.random.key(0))
+    _, history = bilevel.run(solver, state, BATCHES, num_steps=4)
+    assert bool(jnp.all(history.trustworthy))
+
+
+def test_a_rule_that_cannot_be_loose_is_refused():
+    with pytest.raises(ValueError, match="'nudged' does not follow a tolerance"):
+        solvers.two_loop(
+            PROBLEM,
+            None,
+            hypergradients.nudged(0.01),
+            outer_optimizer=optax.sgd(0.2),
+            adaptive=True,
+        )
 
 
 def test_aux_of_the_outer_objective_is_reported():
