@@ -275,10 +275,15 @@ def _follows(
     if damping:
         found = found + damping * trees.dot(direction, trees.over(blur, size))
 
-    def stands_still(t: jax.Array, p: jax.Array, r: jax.Array) -> jax.Array:
-        return (trees.norm(t) == 0) & (_TRIED * trees.norm(p) > 4 * r)
+    def stands_still(
+        t: jax.Array, p: jax.Array, b: jax.Array, r: jax.Array
+    ) -> jax.Array:
+        # What is left without damping; of a leaf that G does not use, rounding.
+        size = trees.norm(p - damping * b) if damping else trees.norm(p)
+        is_clear = (_TRIED * size > 4 * r) & (size > 0.1 * trees.norm(p))
+        return (trees.norm(t) == 0) & is_clear
 
-    still = jax.tree.map(stands_still, tried, pushed, rounding)
+    still = jax.tree.map(stands_still, tried, pushed, blur, rounding)
     stuck = jnp.any(jnp.stack(jax.tree.leaves(still)))
     # Written so that an overflow is no staircase.
     return ~(found < _FOLLOWS * said) & ~stuck

@@ -9,11 +9,12 @@ from bilevel.trees import Tree
 
 
 def gram(a: Tree, b: Tree) -> jax.Array:
-    """`[m, n]`, the inner products of the members of two stacks."""
+    """`[m, n]`, the inner products of members of two stacks, in float32 at least."""
 
     def of_leaf(x: jax.Array, y: jax.Array) -> jax.Array:
         axes = tuple(range(1, x.ndim))
-        return jnp.tensordot(x, y, axes=(axes, axes))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.tensordot(x, y, axes=(axes, axes), preferred_element_type=wide)
 
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(of_leaf, a, b)))
 
