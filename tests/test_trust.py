@@ -363,6 +363,7 @@ def test_nan_of_a_rule_is_called_nan():
 
 @pytest.mark.parametrize("x", [0.01, 0.02, 0.05])
 @pytest.mark.parametrize("beside", [0, 3, 2000])
+@pytest.mark.thinned(4)
 def test_rounding_inside_of_the_inner_objective(x: float, beside: int):
     """dG/dw is exactly zero on the stairs that 1e5 makes of w: steps of 1/128."""
 
@@ -399,7 +400,7 @@ def test_a_narrower_dtype_inside_of_the_inner_objective():
     assert "narrower dtype" in REASONS[int(report.info.reason)]
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_what_cannot_be_estimated_is_inf_and_stops_no_search_for_nan(jit: bool):
     """At a saddle the comparison has no meaning, however small the number it gives."""
 

@@ -133,7 +133,7 @@ def exact() -> Any:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.thinned(16)
+@pytest.mark.thinned(32)
 def test_hypergradient_is_the_same_and_trusted(
     name: str, solver: str, rule: str, exact: Any
 ):
@@ -144,7 +144,7 @@ def test_hypergradient_is_the_same_and_trusted(
 
 @pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("mode", ["reverse", "forward", "batch"])
-@pytest.mark.thinned(16)
+@pytest.mark.thorough
 def test_through_argmin(name: str, mode: str, exact: Any):
     solve = bilevel.argmin(
         loss,
@@ -216,6 +216,7 @@ def dense(apply: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.thinned(3)
 def test_symmetric_positive_definite_and_at_first_the_identity(name: str):
     matrix = dense(lambda r: MEMBERS[name].apply(fitted(name), r))
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-9 * np.abs(matrix).max())
@@ -246,12 +247,14 @@ def conditions(name: str) -> tuple[float, float]:
         ("nystrom, more than there are", 150),
     ],
 )
+@pytest.mark.thinned(2)
 def test_the_condition_falls(name: str, factor: float):
     plain, preconditioned = conditions(name)
     assert preconditioned * factor < plain
 
 
 @pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.thinned(3)
 def test_state_is_a_carry_of_one_structure_and_dtype(name: str):
     start = MEMBERS[name].init(START)
     state = fitted(name)
@@ -271,7 +274,7 @@ def loop(name: str | None) -> Any:
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.thinned(8)
+@pytest.mark.thinned(16)
 def test_outer_loop_goes_the_same_way_and_resumes_bit_for_bit(name: str):
     ends = []
     for member in (None, name):
@@ -322,7 +325,7 @@ def test_it_is_refreshed_at_every_kth_solution(every: int):
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 @pytest.mark.parametrize("member", CARRIED)
-@pytest.mark.thinned(6)
+@pytest.mark.thinned(12)
 def test_narrow_dtypes(member: str, name: str):
     narrow = lambda tree: jax.tree.map(
         lambda x: x.astype(name) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
@@ -421,6 +424,7 @@ def test_nystrom_of_an_indefinite_hessian_is_left_alone():
     np.testing.assert_array_equal(member.apply(state, w), w)
 
 
+@pytest.mark.thorough
 def test_limited_memory_inverts_what_it_saw():
     state = fitted("limited_memory")
     member = MEMBERS["limited_memory"]
@@ -483,6 +487,7 @@ def by_vmap() -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(("make", "matrices"), [(linen, 2), (of_nnx, 2), (by_vmap, 2)])
+@pytest.mark.thinned(2)
 def test_layers_are_found(make: Any, matrices: int):
     w, apply = make()
     w = jax.tree.map(lambda x: x.astype(jnp.float64), w)

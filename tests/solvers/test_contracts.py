@@ -117,6 +117,7 @@ def equal(a: Any, b: Any, rtol: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
+@pytest.mark.thinned(3)
 def test_reaches_the_solution(name: str):
     """x = TARGET and shift = 1, at which w = x."""
     solver, state = start(name)
@@ -145,6 +146,7 @@ def test_state_is_a_carry_that_keeps_its_key_and_counts_its_steps(name: str):
 
 
 @every_solver
+@pytest.mark.thinned(2)
 def test_jit_equals_eager(name: str):
     solver, state = start(name)
     eager, _ = solver.update(state, SAMPLES)
@@ -162,6 +164,7 @@ def test_resumed_from_its_state_it_draws_the_same_batches(name: str):
 
 
 @every_solver
+@pytest.mark.thinned(2)
 def test_other_keys_draw_other_batches(name: str):
     solver, state = start(name)
     other = state._replace(key=jax.random.key(4))
@@ -172,6 +175,7 @@ def test_other_keys_draw_other_batches(name: str):
 
 
 @every_solver
+@pytest.mark.thinned(2)
 def test_a_batch_of_problems_equals_a_loop(name: str):
     solver, state = start(name)
     outers = [jax.tree.map(lambda x, s=s: x + s, OUTER) for s in (0.0, 0.5)]
@@ -184,6 +188,7 @@ def test_a_batch_of_problems_equals_a_loop(name: str):
 
 
 @every_solver
+@pytest.mark.thinned(2)
 def test_float32(name: str):
     narrow = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
     solver = ROWS[name].make(PROBLEM)
