@@ -174,7 +174,7 @@ class InnerSolver(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Directions p and products H p of a linear solve, the latest last overwritten.
+    """The last m directions p of a linear solve, and their products H p, in any order.
 
     Attributes:
         directions: each leaf `[m, *shape]`; rows of zeros where there were fewer.
@@ -208,7 +208,8 @@ class Preconditioner(NamedTuple):
             None in place of a state: nothing is carried.
         refresh: see `Refresh`.
         apply: `(state, r) -> about H^-1 r`, linear, symmetric and positive definite.
-        every: the state is refreshed at every so many solutions.
+        every: the state is refreshed at every so many solutions.  (Under `jax.vmap`,
+            which computes both branches of a choice, that saves nothing.)
         observe: `(state, Pairs) -> state`, learns from the adjoint solve that has just
             ended; None for one that does not.
         num_pairs: how many pairs it wants to see.

@@ -100,13 +100,20 @@ def zeros_like(a: Tree) -> Tree:
 
 def random_signs(key: jax.Array, a: Tree) -> Tree:
     """A tree like `a` of random +1 and -1."""
+    return _drawn(jax.random.rademacher, key, a)
+
+
+def random_normal(key: jax.Array, a: Tree) -> Tree:
+    """A tree like `a` of independent standard normal numbers."""
+    return _drawn(jax.random.normal, key, a)
+
+
+def _drawn(draw: Callable[..., jax.Array], key: jax.Array, a: Tree) -> Tree:
     leaves, treedef = jax.tree.flatten(a)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    signs = [
-        jax.random.rademacher(k, x.shape, x.dtype)
-        for k, x in zip(keys, leaves, strict=False)
-    ]
-    return treedef.unflatten(signs)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        [draw(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    )
 
 
 def tied(a: Tree, *sources: Tree) -> Tree:

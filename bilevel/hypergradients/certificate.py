@@ -116,7 +116,7 @@ def certify(
 
     Returns:
         A `Certificate`.  Cost: one linear solve for a random right-hand side, two more
-        as far as the verdict needs them, and about 10 g, once where the first look is
+        as far as the verdict needs them, and about 11 g, once where the first look is
         enough, at most three times; skipped (and untrustworthy) if the rule's own solve
         ended at its cap or met negative curvature.
     """

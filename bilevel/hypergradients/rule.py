@@ -86,10 +86,11 @@ class Hypergradient(NamedTuple):
         attach: see `Attach`; the default installs `pullback` as a custom vjp.
         init: `inner -> warm start`, what an outer loop carries before the first call:
             a tree of the structure of `Pullback.warm_start`, or None.
-        follows_tolerance: it makes use of `Parameters.tolerance`, and its error is of
-            the size of that; a difference of solutions needs them as exact as can be.
+        follows_tolerance: solutions and adjoints of accuracy `Parameters.tolerance`
+            give it a gradient of about that accuracy.  (Not true of differences of
+            solutions.)
         sees_start: its derivative is that of the program, the initial point included.
-        functions: of the user's (a preconditioner), bound with the inner problem:
+        functions: of the user's (a tilt, the size of a nudge), bound with the problem:
             `solved.problem.oracle.functions[name]`.
     """
 

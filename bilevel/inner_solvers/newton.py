@@ -241,15 +241,10 @@ def _escape(
     makes some directions exactly orthogonal (equal units, weights of zero); from a
     random vector it sees all.
     """
-    leaves, treedef = jax.tree.flatten(inner)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), attempt), len(leaves))
-    random = [
-        jax.random.normal(k, x.shape, x.dtype)
-        for k, x in zip(keys, leaves, strict=True)
-    ]
+    key = jax.random.fold_in(jax.random.key(0), attempt)
     _, info, last = conjugate_gradients(
         hvp(oracle.gradient, inner, parameters),
-        jax.tree.unflatten(treedef, random),
+        trees.random_normal(key, inner),
         # The solution is not wanted, only the curvature on the way to it.
         Settings(rtol=0.5, max_steps=max_cg_steps),
         None,

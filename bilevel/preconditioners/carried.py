@@ -112,11 +112,19 @@ def inverse(oracle: Oracle, parameters: Parameters) -> Callable[[Tree], Tree] | 
 def _refreshed(
     problem: InnerProblem, inner: Tree, parameters: Parameters, state: Any
 ) -> Any:
-    """The new state, a constant: no derivative depends on it."""
+    """The new state, a constant: no derivative depends on it.
+
+    A state with a NaN or an infinity (of a point that ran away) is not taken: it would
+    spoil every solve until the next refresh.
+    """
     assert problem.preconditioner is not None
     inner, parameters = _constant(inner), _constant(parameters)
     new = problem.preconditioner.refresh(problem.oracle, inner, parameters, state)
-    return _constant(new)
+    new = _constant(new)
+    if state is None:
+        return new
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(new)]
+    return trees.where(jnp.all(jnp.stack(finite)), new, state)
 
 
 def _constant(tree: Any) -> Any:

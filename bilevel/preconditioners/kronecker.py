@@ -182,13 +182,18 @@ def _inverse_diagonal(entries: jax.Array) -> jax.Array:
 def _sides(
     taps: Taps, curvature: _Curvature, leaf: int, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The factors over the two axes of a leaf, summed over its layers."""
+    """The factors over the two axes of a leaf.
+
+    Where the leaf is the matrix of several layers, B is summed over them, and A is
+    their mean: exact if their inputs are alike.
+    """
     sides = [jnp.zeros((n, n), x.dtype) for n in x.shape]
+    uses = sum(layer.leaf == leaf for layer in taps.layers)
     for layer, outputs in zip(taps.layers, curvature.outputs, strict=True):
         if layer.leaf == leaf:
             rows = layer.inputs.astype(x.dtype)
             gram = rows.T @ rows / max(len(rows), 1)
-            sides[layer.input_axis] += gram
+            sides[layer.input_axis] += gram / uses
             sides[1 - layer.input_axis] += outputs.astype(x.dtype)
     return sides[0], sides[1]
 

@@ -23,7 +23,7 @@ class Layer(NamedTuple):
         leaf: which leaf of w, in the order of `jax.tree.leaves`.
         inputs: `[n, in]`, the rows that are multiplied.
         input_axis: the axis of the leaf that is summed over, 0 or 1.
-        output_axes: the axes of the product that are the layer's outputs, one.
+        output_axis: the axis of the product that is the layer's outputs.
     """
 
     leaf: int

@@ -64,7 +64,7 @@ def limited_memory(num_pairs: int = 20) -> Preconditioner:
     num_pairs = checks.count("limited_memory: num_pairs", num_pairs, 1)
 
     def init(inner: Tree) -> LimitedMemoryState:
-        empty = jax.tree.map(lambda x: jnp.zeros((num_pairs, *x.shape), x.dtype), inner)
+        empty = stacks.zeros(num_pairs, inner)
         dtype = trees.real_dtype(inner)
         core = jnp.zeros((num_pairs, num_pairs), dtype)
         return LimitedMemoryState(Pairs(empty, empty), core, jnp.ones((), dtype))

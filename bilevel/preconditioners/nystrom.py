@@ -63,7 +63,7 @@ def nystrom(rank: int = 20, *, damping: float = 0.0, every: int = 1) -> Precondi
     def init(inner: Tree) -> NystromState:
         dtype = trees.real_dtype(inner)
         return NystromState(
-            vectors=jax.tree.map(lambda x: jnp.zeros((rank, *x.shape), x.dtype), inner),
+            vectors=stacks.zeros(rank, inner),
             values=jnp.ones(rank, dtype),
             rest=jnp.ones((), dtype),
         )
@@ -98,12 +98,7 @@ def _refresh(
     state: NystromState,
 ) -> NystromState:
     product = hvp(oracle.gradient, inner, parameters)
-    keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(inner)))
-    keys = jax.tree.unflatten(jax.tree.structure(inner), list(keys))
-    sketch = jax.tree.map(
-        lambda k, x: jax.random.normal(k, (rank, *x.shape), x.dtype), keys, inner
-    )
-    sketch, _ = _orthonormal(sketch)
+    sketch, _ = _orthonormal(trees.random_normal(jax.random.key(0), state.vectors))
 
     def one(place: jax.Array) -> tuple[jax.Array, Tree]:
         return place + 1, product(jax.tree.map(lambda x: x[place], sketch))

@@ -8,6 +8,11 @@ import jax.numpy as jnp
 from bilevel.trees import Tree
 
 
+def zeros(num: int, like: Tree) -> Tree:
+    """A stack of `num` trees like `like`."""
+    return jax.tree.map(lambda x: jnp.zeros((num, *x.shape), x.dtype), like)
+
+
 def gram(a: Tree, b: Tree) -> jax.Array:
     """`[m, n]`, the inner products of members of two stacks, in float32 at least."""
 

@@ -26,7 +26,7 @@ class TwoLoopState(NamedTuple):
         outer_state: of the outer optimiser.
         warm_start: what the next pull-back of the rule starts from, and the state of
             the preconditioner.
-        last_gradient: `[]`, the norm of the last hypergradient; 0 before the first.
+        last_gradient: `[]`, the norm of the last finite hypergradient; 0 before it.
         largest_gradient: `[]`, that of the largest so far.
         step: `[]` int32, updates made.
         key: `[]` typed PRNG key, of which the streams are drawn.
@@ -104,8 +104,8 @@ def two_loop(  # noqa: PLR0913 - settings, by keyword
             `optax.projections.projection_non_negative`.
         warm_start: start the inner solve and the adjoint solve where the last ended,
             instead of at the initial point and at zero.  (A preconditioner keeps its
-            state in any case.)  With `problem.initial` the
-            inner solve starts there in any case.
+            state in any case.)  With `problem.initial` the inner solve starts there in
+            any case.
         rtol: see `bilevel.value_and_hypergradient`.
         certify: estimate the error of every hypergradient (True), or of every k-th
             (k, from the first), for one to three linear solves more.  Without it
@@ -114,15 +114,17 @@ def two_loop(  # noqa: PLR0913 - settings, by keyword
         adaptive: the tolerances of the inner and of the adjoint solve, where they are
             the defaults, follow the outer progress: a tenth of the hypergradient's
             norm, relative to the largest so far, instead of rounding from the first
-            step on.  Of a certified hypergradient the error stays below a tenth of
-            `rtol`.
+            step on.  With `certify` they are at most a tenth of `rtol`.
 
     Returns:
         A `Solver`: `init(inner, outer, key) -> TwoLoopState` and
         `update(state, samples) -> (state, TwoLoopInfo)`, both pure; one batch for each
-        objective an update.  With
-        `problem.initial`, `inner` is an example, of which only the shapes matter.
-        Cost: that of one `value_and_hypergradient`.
+        objective an update.  With `problem.initial`, `inner` is an example, of which
+        only the shapes matter.  Cost: that of one `value_and_hypergradient`.
+
+    Raises:
+        ValueError: `certify` is neither a bool nor at least 1; `adaptive` with a rule
+            that does not follow a tolerance.
 
     Source: Pedregosa 2016 (HOAG), arXiv:1602.02355, algorithm 1, with an inner solver
     and a rule of one's choice; `adaptive` is its decreasing sequence of tolerances,
@@ -192,15 +194,20 @@ def two_loop(  # noqa: PLR0913 - settings, by keyword
         if outer_projection is not None:
             outer = outer_projection(outer)
         norm = trees.norm(out.gradient)
+        # An optimiser may skip a step that is not finite, and go on: what the next one
+        # starts from must not be spoiled.
+        is_finite = jnp.isfinite(norm)
+        last = jnp.where(is_finite, norm, state.last_gradient)
+        kept = out.warm_start if carries else out.warm_start._replace(rule=None)
         new = state._replace(
-            inner=out.inner if warm_start else state.inner,
+            inner=trees.where(is_finite, out.inner, state.inner)
+            if warm_start
+            else state.inner,
             outer=outer,
             outer_state=outer_state,
-            warm_start=out.warm_start
-            if carries
-            else out.warm_start._replace(rule=None),
-            largest_gradient=jnp.fmax(state.largest_gradient, norm),
-            last_gradient=norm,
+            warm_start=trees.where(is_finite, kept, state.warm_start),
+            last_gradient=last,
+            largest_gradient=jnp.maximum(state.largest_gradient, last),
             step=state.step + 1,
         )
         info = TwoLoopInfo(
@@ -230,13 +237,9 @@ _MARGIN = 0.1
 def _enough(state: TwoLoopState, bound: float | None) -> jax.Array:
     """The relative accuracy of the next hypergradient: HOAG's, from its progress."""
     largest = state.largest_gradient
-    progress = jnp.where(largest > 0, state.last_gradient / _positive(largest), 1)
-    enough = _MARGIN * jnp.minimum(progress, 1)
+    progress = state.last_gradient / jnp.where(largest > 0, largest, 1)
+    enough = _MARGIN * jnp.where(largest > 0, progress, 1)
     return enough if bound is None else jnp.minimum(enough, bound)
-
-
-def _positive(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, 1)
 
 
 def _period(certify: int) -> int:

@@ -343,6 +343,23 @@ def test_narrow_dtypes(member: str, name: str):
         assert bool(jnp.all(jnp.isfinite(x)))
 
 
+@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.thinned(4)
+def test_a_point_that_ran_away_spoils_no_state(name: str):
+    evaluate = jax.jit(
+        bilevel.value_and_hypergradient(
+            problem(name),
+            inner_solvers.gradient_descent(0.4, max_steps=3),
+            certify=False,
+        )
+    )
+    first = evaluate(START, OUTER, BATCHES)
+    away = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), START)
+    lost = evaluate(away, OUTER, BATCHES, first.warm_start)
+    for x in jax.tree.leaves(lost.warm_start.preconditioner):
+        assert bool(jnp.all(jnp.isfinite(x)))
+
+
 # What each is exact for.
 
 

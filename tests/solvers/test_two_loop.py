@@ -213,6 +213,25 @@ def test_adaptive_tolerances_leave_what_was_chosen_and_what_is_certified():
     assert bool(jnp.all(history.trustworthy))
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_step_that_is_not_finite_can_be_skipped(adaptive: bool):
+    """By the optimiser; neither adjoint nor tolerance keeps the NaN."""
+
+    def outer(w: Any, x: Any, batch: Any) -> Any:
+        return jnp.sum((w - 1.0) ** 2) * jnp.where(batch == 3, jnp.nan, 1.0)
+
+    solver = solvers.two_loop(
+        bilevel.Problem(lambda w, x, b: jnp.sum((w - x) ** 2), outer),
+        outer_optimizer=optax.apply_if_finite(optax.sgd(0.2), 5),
+        adaptive=adaptive,
+    )
+    state = solver.init(jnp.zeros(3), jnp.zeros(3), jax.random.key(0))
+    samples = bilevel.Samples(lambda key, draw: None, lambda key, draw: draw)
+    state, history = bilevel.run(solver, state, samples, num_steps=40)
+    assert np.flatnonzero(np.isnan(history.gradient_norm)).tolist() == [3]
+    np.testing.assert_allclose(state.outer, 1.0, atol=1e-6)
+
+
 def test_a_rule_that_cannot_be_loose_is_refused():
     with pytest.raises(ValueError, match="'nudged' does not follow a tolerance"):
         solvers.two_loop(
